@@ -1,0 +1,1 @@
+"""The author's bench: turns an ordinary ONNX file into a trainable model bundle."""

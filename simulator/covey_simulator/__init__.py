@@ -1,0 +1,1 @@
+"""Simulated fleets of real agents, with attacks, scenarios and the demo."""
