@@ -1,4 +1,4 @@
-"""What devices and aggregator must agree on: messages, masks, sketches and state machines, without any I/O."""
+"""What devices and aggregator must agree on: messages, masks, sketches, state machines; never any I/O."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Measurements that stand beside an anchor: one file a benchmark, run with `./run bench NAME`."""
