@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -46,10 +48,13 @@ def closure(distribution: str) -> set[str]:
     return found
 
 
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()  # reads every installed file list, which takes a while
+
+
 def import_names(distributions: set[str]) -> set[str]:
     """Return the top-level import names that distributions provide."""
     return {
-        top
-        for top, owners in metadata.packages_distributions().items()
-        if any(canonicalize_name(owner) in distributions for owner in owners)
+        top for top, owners in _owners().items() if any(canonicalize_name(owner) in distributions for owner in owners)
     }
