@@ -31,10 +31,9 @@ def modules(package: str) -> dict[str, Path]:
 
 def required(distribution: str, extra: str = "") -> set[str]:
     """Return the distributions that one asks for by name, here and now, with that extra."""
-    wanted = (Requirement(line) for line in metadata.requires(distribution) or [])
-    return {
-        canonicalize_name(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": extra})
-    }
+    wanted = [Requirement(line) for line in metadata.requires(distribution) or []]
+    here = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return {canonicalize_name(one.name) for one in here}
 
 
 def closure(distribution: str) -> set[str]:
@@ -55,6 +54,5 @@ def _owners() -> Mapping[str, list[str]]:
 
 def import_names(distributions: set[str]) -> set[str]:
     """Return the top-level import names that distributions provide."""
-    return {
-        top for top, owners in _owners().items() if any(canonicalize_name(owner) in distributions for owner in owners)
-    }
+    owners = {top: {canonicalize_name(name) for name in names} for top, names in _owners().items()}
+    return {top for top, names in owners.items() if names & distributions}

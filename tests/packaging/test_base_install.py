@@ -10,8 +10,8 @@ from tests.packaging.layout import closure, import_names, modules, required
 
 BASE = {"cbor2", "click", "msgspec", "numpy", "onnxruntime", "paho-mqtt", "pynacl", "pyyaml"}
 
-# Stands in for a machine that has only the base dependencies: any other top-level import is refused. (Names such as
-# _sysconfigdata_… are the interpreter's own, made at its build.)
+# Stands in for a machine that has only the base dependencies: any other top-level import is refused. (Names
+# such as _sysconfigdata_… are the interpreter's own, made at its build.)
 GUARD = """
 import importlib, json, sys
 

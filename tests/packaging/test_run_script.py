@@ -17,7 +17,8 @@ COMMANDS = ("demo", "test", "lint", "bench", "help")
 def run(*arguments: str, script: Path = SCRIPT, path: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the script as somebody at a shell would."""
     environment = os.environ | ({} if path is None else {"PATH": path})
-    return subprocess.run([str(script), *arguments], capture_output=True, text=True, check=False, env=environment)
+    line = [str(script), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.fixture
