@@ -1,0 +1,115 @@
+"""What a model bundle says of itself: tensor shapes, limits and the reference trace.
+
+The structs check what can be said of one field; how fields agree with each other and with the files is
+checked where a bundle is read, in ``covey_protocol.bundle``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+MAX_PARAMETERS = 1_024
+MAX_RANK = 8
+MAX_INPUT_SIZE = 1 << 22
+MAX_CLASSES = 65_536
+MAX_TRACE_BATCH = 256
+TRACE_STEPS = 5
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Dimension = Annotated[int, Meta(ge=1, le=1 << 31)]
+Number = Annotated[float, Meta(ge=0.0)]
+BundleName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The name and static shape of a float32 tensor."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    shape: Annotated[list[Dimension], Meta(max_length=MAX_RANK)]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What five steps on one fixed batch gave on the machine that built the bundle.
+
+    Args:
+        batch: Samples in the batch.
+        x: The batch, raw little-endian float32.
+        y: Its labels, raw little-endian int64.
+        learning_rate: Of each step.
+        momentum: Of each step.
+        losses: The loss that each step returned.
+        change: Euclidean length of (weights after the last step − initial weights).
+        logits: What ``infer.onnx`` says of the batch after the last step, raw little-endian float32.
+    """
+
+    batch: Annotated[int, Meta(ge=1, le=MAX_TRACE_BATCH)]
+    x: bytes
+    y: bytes
+    learning_rate: Number
+    momentum: Number
+    losses: Annotated[list[Number], Meta(min_length=TRACE_STEPS, max_length=TRACE_STEPS)]
+    change: Number
+    logits: bytes
+
+
+class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bundle holds.
+
+    Args:
+        name: The model's name: letters, digits, dot, dash and underscore.
+        loss: The loss that ``step.onnx`` minimises; ``cross-entropy`` is the only one.
+        input: One sample, without the batch dimension.
+        classes: Number of labels.
+        parameters: The trainable tensors, in the order of the flat weight vector.
+        opset: ONNX operator set of the graphs.
+        trace: The reference that a device replays before it trusts the bundle on its own processor.
+        files: Content digest of each file.
+    """
+
+    name: BundleName
+    loss: str
+    input: TensorSpec
+    classes: Annotated[int, Meta(ge=2, le=MAX_CLASSES)]
+    parameters: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_PARAMETERS)]
+    opset: Annotated[int, Meta(ge=1, le=100)]
+    trace: Trace
+    files: dict[str, bytes]
+
+    @property
+    def dimension(self) -> int:
+        """Number of trainable weights."""
+        return sum(spec.size for spec in self.parameters)
+
+    def views(self, flat: Float32) -> list[Float32]:
+        """Cut a flat weight vector into one view a parameter, in manifest order, without copying.
+
+        Raises:
+            ValueError: The vector has the wrong length.
+        """
+        if flat.shape != (self.dimension,):
+            raise ValueError(f"weights have shape {flat.shape}, model {self.name!r} wants ({self.dimension},)")
+        ends = np.cumsum([spec.size for spec in self.parameters])
+        parts = np.split(flat, ends[:-1])
+        return [part.reshape(spec.shape) for part, spec in zip(parts, self.parameters, strict=True)]
+
+    def trace_batch(self) -> tuple[Float32, Int64]:
+        """Return the batch x and the labels y of the reference trace."""
+        x = np.frombuffer(self.trace.x, "<f4").reshape(self.trace.batch, *self.input.shape)
+        return x.astype(np.float32, copy=False), np.frombuffer(self.trace.y, "<i8").astype(np.int64, copy=False)
+
+    def trace_logits(self) -> Float32:
+        """Return the logits of the reference trace, batch by classes."""
+        logits = np.frombuffer(self.trace.logits, "<f4").reshape(self.trace.batch, self.classes)
+        return logits.astype(np.float32, copy=False)
