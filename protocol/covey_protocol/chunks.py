@@ -1,0 +1,180 @@
+"""Blobs in pieces: named by digest, resumable by bitmap, put together within a byte budget.
+
+A piece is the CBOR array [digest, total bytes, piece size, index, data]. Pieces carry no signature: a blob counts only
+once all of it is there and its digest is the one that a signed message named. Anything larger than the piece size
+travels this way, on the topic it would have had in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from covey_protocol import cbor
+from covey_protocol.digest import DIGEST_BYTES, content_digest, short
+from covey_protocol.envelope import FIRST_BYTE
+from covey_protocol.errors import MalformedError, RefusedError
+
+PIECE_BYTES = 64 * 1024
+PIECE_OVERHEAD = 64
+_PIECE_MIN, _PIECE_MAX = 256, 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a blob."""
+
+    digest: bytes
+    total: int
+    size: int
+    index: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the piece as it travels."""
+        return cbor.encode([self.digest, self.total, self.size, self.index, self.data])
+
+    @staticmethod
+    def decode(data: bytes) -> Piece:
+        """Read a piece and check that its numbers fit together.
+
+        Raises:
+            MalformedError: They do not, or the bytes are no piece.
+        """
+        match cbor.decode(data, max_bytes=_PIECE_MAX + PIECE_OVERHEAD):
+            case [bytes(digest), int(total), int(size), int(index), bytes(body)]:
+                pass
+            case _:
+                raise MalformedError("not a piece of a blob")
+        if len(digest) != DIGEST_BYTES or not _PIECE_MIN <= size <= _PIECE_MAX or total < 0 or index < 0:
+            raise MalformedError("a piece with an impossible digest, size or index")
+        if index >= piece_count(total, size) or len(body) != min(size, total - index * size):
+            raise MalformedError(f"piece {index} of {total} bytes in pieces of {size} has {len(body)} bytes")
+        return Piece(digest, total, size, index, body)
+
+
+def is_piece(data: bytes) -> bool:
+    """Tell a piece from a signed message by its first byte."""
+    return data[:1] != bytes([FIRST_BYTE])
+
+
+def piece_count(total: int, size: int) -> int:
+    """Return how many pieces a blob has; an empty blob has one."""
+    return max(1, -(-total // size))
+
+
+def split(blob: bytes, size: int = PIECE_BYTES, have: bytes = b"") -> Iterator[Piece]:
+    """Yield the pieces of a blob that are not marked in the bitmap ``have``."""
+    name = content_digest(blob)
+    for index in range(piece_count(len(blob), size)):
+        if not bit(have, index):
+            yield Piece(name, len(blob), size, index, blob[index * size : (index + 1) * size])
+
+
+def bit(bitmap: bytes, index: int) -> bool:
+    """Return bit ``index`` of a bitmap, least significant first; beyond its end all bits are 0."""
+    return index // 8 < len(bitmap) and bool(bitmap[index // 8] >> (index % 8) & 1)
+
+
+class Transfer:
+    """One blob on its way in."""
+
+    def __init__(self, digest: bytes, total: int, size: int) -> None:
+        self.digest, self.total, self.size = digest, total, size
+        self._buffer = bytearray(total)
+        self._missing = set(range(piece_count(total, size)))
+
+    def add(self, piece: Piece) -> bytes | None:
+        """Take a piece; return the blob when it is whole.
+
+        Raises:
+            MalformedError: The blob is whole but does not have the digest it goes by; everything is to be sent again.
+        """
+        if (piece.total, piece.size) != (self.total, self.size):
+            raise MalformedError(f"pieces of blob {short(self.digest)} disagree about its size")
+        if piece.index in self._missing:
+            self._missing.discard(piece.index)
+            start = piece.index * self.size
+            self._buffer[start : start + len(piece.data)] = piece.data
+        if self._missing:
+            return None
+        blob = bytes(self._buffer)
+        if content_digest(blob) != self.digest:
+            self._missing = set(range(piece_count(self.total, self.size)))
+            raise MalformedError(f"blob {short(self.digest)} does not have the digest it goes by", cause="digest")
+        return blob
+
+    def have(self) -> bytes:
+        """Return the bitmap of the pieces that are here."""
+        count = piece_count(self.total, self.size)
+        bitmap = bytearray(-(-count // 8))
+        for index in range(count):
+            if index not in self._missing:
+                bitmap[index // 8] |= 1 << (index % 8)
+        return bytes(bitmap)
+
+
+class Reassembler:
+    """All blobs on their way in from one sender, within a byte budget.
+
+    Blobs that a signed message announced (``expect``) may take ``budget`` bytes together. Where ``unannounced`` is
+    positive, blobs nobody announced are taken too, within that many bytes, the oldest giving way to the newest.
+    """
+
+    def __init__(self, budget: int, unannounced: int = 0) -> None:
+        self._budget = budget
+        self._unannounced = unannounced
+        self._expected: dict[bytes, int] = {}
+        self._transfers: dict[bytes, Transfer] = {}
+
+    def expect(self, digest: bytes, total: int) -> None:
+        """Announce a blob.
+
+        Raises:
+            RefusedError: It does not fit the budget.
+        """
+        promised = sum(size for name, size in self._expected.items() if name != digest)
+        if promised + total > self._budget:
+            raise RefusedError(
+                f"blob {short(digest)} of {total} bytes exceeds the budget of {self._budget}", cause="budget"
+            )
+        self._expected[digest] = total
+
+    def forget(self, digest: bytes) -> None:
+        """Drop a blob and what has come of it."""
+        self._expected.pop(digest, None)
+        self._transfers.pop(digest, None)
+
+    def add(self, piece: Piece) -> bytes | None:
+        """Take a piece; return the blob, and forget it here, when it is whole.
+
+        Raises:
+            RefusedError: Nobody announced the blob and unannounced ones are not taken.
+            MalformedError: It contradicts its announcement or its digest.
+        """
+        transfer = self._transfers.get(piece.digest)
+        if transfer is None:
+            transfer = self._start(piece)
+        blob = transfer.add(piece)
+        if blob is not None:
+            self.forget(piece.digest)
+        return blob
+
+    def have(self, digest: bytes) -> bytes:
+        """Return the bitmap of a blob's pieces that are here; empty when there is none yet."""
+        transfer = self._transfers.get(digest)
+        return transfer.have() if transfer else b""
+
+    def _start(self, piece: Piece) -> Transfer:
+        announced = self._expected.get(piece.digest)
+        if announced is not None and announced != piece.total:
+            raise MalformedError(f"blob {short(piece.digest)} has {piece.total} bytes, not the announced {announced}")
+        if announced is None:
+            if piece.total > self._unannounced:
+                raise RefusedError(f"nobody announced blob {short(piece.digest)}", cause="unannounced")
+            loose = [name for name in self._transfers if name not in self._expected]
+            while loose and sum(self._transfers[name].total for name in loose) + piece.total > self._unannounced:
+                self._transfers.pop(loose.pop(0))
+        transfer = Transfer(piece.digest, piece.total, piece.size)
+        self._transfers[piece.digest] = transfer
+        return transfer

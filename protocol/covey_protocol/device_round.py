@@ -1,0 +1,372 @@
+"""The device's side of a round.
+
+Bytes in, effects out. Every message is checked completely before anything changes: a message that breaks a rule leaves
+the machine where it was. What the device never does, whoever asks: share with a member it has not checked itself, sign
+two sets in one round or for one model, reveal a share without a certificate of t signatures on the set it signed, or
+reveal both kinds of share for one member. The round's secrets live in this object alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from nacl.signing import SigningKey
+from numpy.typing import NDArray
+
+from covey_protocol import envelope, identity, masking, prg, ring, roster, shamir, sharing, topics
+from covey_protocol.certificates import check_certificate, check_survivors
+from covey_protocol.digest import content_digest
+from covey_protocol.effects import Effect, Note, Remember, Send
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import PeerError, RefusedError, StateError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.ledger import DeviceLedger
+from covey_protocol.machine import Machine
+from covey_protocol.messages import (
+    Abort,
+    Blob,
+    Close,
+    Consent,
+    Dealt,
+    Join,
+    Leaves,
+    Masked,
+    Reveal,
+    RevealedShares,
+    Shares,
+    Survivors,
+    Unmask,
+)
+from covey_protocol.payload import Payload, read, write
+from covey_protocol.ring import Metrics, RingScale
+from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
+from covey_protocol.round_table import DEVICE_TABLE, TRAINED, DeviceStage
+from covey_protocol.sealing import seal_anonymously
+from covey_protocol.sharing import Entry
+
+LEAVES = "leaves"
+PAIR = "pair"
+
+
+class DeviceRound:
+    """One device in one round.
+
+    Args:
+        name: This device.
+        key: Its signing key.
+        chain: Its identity chain.
+        trust: What enrolment gave it.
+        grouping: Its place in the manifest's epoch.
+        opened: The checked manifest.
+        ledger: Its marks.
+        entropy: Source of uniform bytes; on a device the operating system's.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        key: SigningKey,
+        chain: identity.Chain,
+        trust: Trust,
+        grouping: Grouping,
+        opened: OpenRound,
+        ledger: DeviceLedger,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self.name, self.opened = name, opened
+        self._key, self._chain, self._trust = key, chain, trust
+        self._grouping, self._ledger, self._entropy = grouping, ledger, entropy
+        self._machine = Machine(DEVICE_TABLE, DeviceStage.INVITED, f"round {opened.round} of {name}")
+        self._secrets: masking.RoundSecrets | None = None
+        self._join = b""
+        self._roster: CheckedRoster | None = None
+        self._own_shares: tuple[bytes, bytes] | None = None
+        self._leaves = b""
+        self._dealt: tuple[Member, ...] = ()
+        self._dealt_digest = b""
+        self._held: dict[str, sharing.Shares] = {}
+        self._masked = b""
+        self._survivors: tuple[str, ...] = ()
+        self._survivors_digest = b""
+        self.closed: Close | None = None
+        self.aborted: Abort | None = None
+
+    @property
+    def stage(self) -> DeviceStage:
+        """What the device has done last."""
+        return self._machine.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the round is over for this device."""
+        return self.stage in (DeviceStage.CLOSED, DeviceStage.ABORTED)
+
+    def join(self) -> list[Effect]:
+        """Take part: make the round's keys and announce them.
+
+        Raises:
+            PeerError: The manifest asks for what this device refuses; nothing has changed.
+        """
+        self._machine.require(topics.JOIN)
+        manifest = self.opened.manifest
+        if manifest.attestation or not manifest.masking:
+            raise RefusedError("this device serves masked rounds without attestation only", cause="unsupported")
+        if manifest.epoch != self._grouping.epoch:
+            raise RefusedError(
+                f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"
+            )
+        self._ledger.check_round(self.opened.task, self.opened.round, self.opened.attempt)
+        sequence, remember = self._ledger.next_sequence()
+        secrets = masking.RoundSecrets.from_entropy(self._entropy(masking.RoundSecrets.ENTROPY_BYTES))
+        body = Join(
+            manifest=self.opened.digest,
+            mask_key=masking.public_key(masking.masking_key(secrets.masking)),
+            share_key=masking.public_key(secrets.sharing),
+            self_mask=masking.self_mask_commitment(secrets.self_mask),
+            sequence=sequence,
+            chain=self._chain,
+            revocations=manifest.revocations,
+        )
+        self._secrets = secrets
+        self._join = self._sign(topics.JOIN, body, self._grouping.digest())
+        self._machine.advance(topics.JOIN)
+        joined = self._ledger.joined(self.opened.task, self.opened.round, self.opened.attempt)
+        return [remember, joined, Send(topics.JOIN, self._join)]
+
+    def receive(self, kind: str, data: bytes) -> list[Effect]:
+        """Take one of the aggregator's messages.
+
+        Raises:
+            PeerError: It breaks a rule, or its stage is over; nothing has changed.
+        """
+        handlers = {
+            topics.ROSTER: self._on_roster,
+            topics.DEALT: self._on_dealt,
+            topics.SURVIVORS: self._on_survivors,
+            topics.UNMASK: self._on_unmask,
+            topics.CLOSE: self._on_close,
+            topics.ABORT: self._on_abort,
+        }
+        if kind not in handlers:
+            raise RefusedError(f"{kind} is no message of a round", cause="kind")
+        message = self.opened.matches(data)
+        self._machine.require(kind)
+        bound = self._roster.digest if self._roster else b""
+        recipient = self.name if kind == topics.DEALT else ""
+        if kind in (topics.CLOSE, topics.ABORT):
+            bound = b""
+        context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound, recipient)
+        effects = handlers[kind](envelope.verify(message, context, self._trust.aggregator_key))
+        self._machine.advance(kind)
+        if self.finished:
+            self._secrets, self._own_shares, self._held = None, None, {}
+        return effects
+
+    def trained(self, update: NDArray[np.float32], metrics: Metrics) -> list[Effect]:
+        """Clip, round, mask and sign the update of local training.
+
+        Args:
+            update: Shape (d,): parameters after minus parameters before.
+            metrics: About the incoming model; ``norm`` is filled in here.
+
+        Raises:
+            StaleError: The round is not waiting for it.
+            LocalError: The update is not finite or not of the model's size.
+        """
+        self._machine.require(TRAINED)
+        current, secrets = self._current(), self._round_secrets()
+        manifest = self.opened.manifest
+        if update.shape != (manifest.model.bytes // 4,):
+            raise StateError(f"an update of shape {update.shape} for a model of {manifest.model.bytes // 4} parameters")
+        clipped, norm = ring.clip_norm(update, manifest.clip)
+        metrics = Metrics(loss=metrics.loss, accuracy=metrics.accuracy, samples=metrics.samples, norm=norm)
+        scale = RingScale(manifest.clip, manifest.n_max)
+        vector = ring.encode(clipped, metrics, scale, self._entropy(prg.SEED_BYTES))
+        me = self._me()
+        pairs = [
+            (member.place, self._pair_seed(secrets, me, member)) for member in self._dealt if member.name != self.name
+        ]
+        masking.mask(vector, masking.self_mask_seed(secrets.self_mask), pairs, me.place)
+        blob = vector.astype("<u2", copy=False).tobytes()
+        digest = content_digest(blob)
+        body = Masked(dealt=self._dealt_digest, vector=Blob(digest=digest, bytes=len(blob)))
+        self._masked = self._sign(topics.MASKED, body, current.digest)
+        self._machine.advance(TRAINED)
+        return [
+            self._ledger.masked(self.opened.task, digest),
+            Send(topics.MASKED, self._masked),
+            Send(topics.MASKED, blob, transfer=True),
+        ]
+
+    def _on_roster(self, body: bytes) -> list[Effect]:
+        checked = roster.check_roster(
+            body,
+            opened=self.opened,
+            grouping=self._grouping,
+            trust=self._trust,
+            own=(self.name, self._join),
+            sequence_of=self._ledger.peer_sequence,
+        )
+        secrets, n, t = self._round_secrets(), len(checked), checked.t
+        polynomial = shamir.ENTROPY_BYTES * (t - 1)
+        masking_shares = shamir.split(secrets.masking, n, t, self._entropy(polynomial))
+        self_mask_shares = shamir.split(secrets.self_mask, n, t, self._entropy(polynomial))
+        entries = {
+            member.name: sharing.seal(
+                sharing.Shares(masking_shares[member.place], self_mask_shares[member.place]),
+                roster=checked.digest,
+                dealer=self.name,
+                receiver=member.name,
+                secret=secrets.sharing,
+                public=member.join.share_key,
+                nonce=self._entropy(sharing.NONCE_BYTES),
+            )
+            for member in checked.members
+            if member.name != self.name
+        }
+        leaves = [entries[m.name].leaf() if m.name in entries else b"" for m in checked.members]
+        self._roster = checked
+        mine = self._me().place
+        self._own_shares = (masking_shares[mine], self_mask_shares[mine])
+        self._leaves = self._sign(LEAVES, Leaves(leaves=leaves), checked.digest)
+        body_out = Shares(leaves=self._leaves, entries=[(name, entry.array()) for name, entry in entries.items()])
+        marks: list[Effect] = [
+            self._ledger.saw_peer(member.name, member.join.sequence)
+            for member in checked.members
+            if member.name != self.name
+        ]
+        rostered = self._ledger.rostered(self.opened.task, checked.digest)
+        return [*marks, rostered, Send(topics.SHARES, self._sign(topics.SHARES, body_out, checked.digest))]
+
+    def _on_dealt(self, body: bytes) -> list[Effect]:
+        current, secrets = self._current(), self._round_secrets()
+        message = read(Dealt, body)
+        dealers = current.in_order([name for name, _ in message.dealt], "the list D")
+        if len(dealers) < max(current.t, current.a_min):
+            raise RefusedError(f"only {len(dealers)} of {len(current)} members dealt", cause="dealt")
+        signed = dict(message.dealt)
+        if signed.get(self.name) != self._leaves:
+            raise RefusedError("the list D holds other leaves of this device than it signed", cause="dealt")
+        entries = {name: Entry(*array) for name, array in message.entries}
+        place, held, notes = self._me().place, {}, []
+        for dealer in dealers:
+            if dealer.name == self.name:
+                continue
+            leaves = check_leaves(signed[dealer.name], dealer, current, self.opened, self._trust.fleet)
+            entry = entries.get(dealer.name)
+            if entry is None or leaves[place] != entry.leaf():
+                raise RefusedError(f"the entry from {dealer.name!r} is missing or was changed", cause="dealt")
+            try:
+                held[dealer.name] = sharing.unseal(
+                    entry,
+                    roster=current.digest,
+                    dealer=dealer.name,
+                    receiver=self.name,
+                    secret=secrets.sharing,
+                    public=dealer.join.share_key,
+                )
+            except PeerError as error:
+                notes.append(Note("bad-share", str(error)))
+        self._dealt, self._held = tuple(dealers), held
+        self._dealt_digest = roster.dealt_digest(message.dealt)
+        return list(notes)
+
+    def _on_survivors(self, body: bytes) -> list[Effect]:
+        current = self._current()
+        survivors = check_survivors(
+            read(Survivors, body).survivors,
+            roster=current,
+            dealt=[member.name for member in self._dealt],
+            dealt_digest=self._dealt_digest,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        mine = dict(read(Survivors, body).survivors).get(self.name)
+        if mine is not None and mine != self._masked:
+            raise RefusedError("the set U holds another vector of this device than it signed", cause="survivors")
+        names = [name for name, _ in survivors]
+        digest = roster.survivors_digest(self._dealt_digest, survivors)
+        marks = self._ledger.sign_set(
+            self.opened.manifest.model.digest,
+            digest,
+            self._grouping.group,
+            roster.set_digest(self._grouping, names),
+            self._trust.policy.exposure_max,
+        )
+        self._survivors, self._survivors_digest = tuple(names), digest
+        return [*marks, Send(topics.SURVIVORS, self._sign(topics.SURVIVORS, Consent(survivors=digest), current.digest))]
+
+    def _on_unmask(self, body: bytes) -> list[Effect]:
+        current = self._current()
+        check_certificate(
+            read(Unmask, body).certificate,
+            survivors=self._survivors_digest,
+            roster=current,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        assert self._own_shares is not None
+        own_masking, own_self_mask = self._own_shares
+        held = {**self._held, self.name: sharing.Shares(own_masking, own_self_mask)}
+        in_sum = set(self._survivors)
+        revealed = RevealedShares(
+            self_mask=[(m.name, held[m.name].self_mask) for m in self._dealt if m.name in in_sum and m.name in held],
+            masking=[(m.name, held[m.name].masking) for m in self._dealt if m.name not in in_sum and m.name in held],
+        )
+        sealed = seal_anonymously(write(revealed), self.opened.manifest.sealing_key, self._entropy(32))
+        reveal = self._sign(topics.UNMASK, Reveal(sealed=sealed), current.digest)
+        mark: Remember = self._ledger.unmasked(self.opened.task, content_digest(reveal))
+        return [mark, Send(topics.UNMASK, reveal)]
+
+    def _on_close(self, body: bytes) -> list[Effect]:
+        self.closed = read(Close, body)
+        return []
+
+    def _on_abort(self, body: bytes) -> list[Effect]:
+        self.aborted = read(Abort, body)
+        return [Note("abort", f"group {self._grouping.group}: {self.aborted.reason}")]
+
+    def _pair_seed(self, secrets: masking.RoundSecrets, me: Member, other: Member) -> bytes:
+        return masking.pair_seed(
+            masking.masking_key(secrets.masking),
+            masking.PairParty(me.place, me.name, me.join.mask_key),
+            masking.PairParty(other.place, other.name, other.join.mask_key),
+            pair_context(self.opened, self._trust.fleet, self._current().digest),
+        )
+
+    def _sign(self, kind: str, body: Payload, bound: bytes) -> bytes:
+        context = self.opened.context(self._trust.fleet, kind, self.name, bound)
+        return envelope.sign(write(body), context, self._key)
+
+    def _current(self) -> CheckedRoster:
+        assert self._roster is not None
+        return self._roster
+
+    def _me(self) -> Member:
+        me = self._current().member(self.name)
+        assert me is not None
+        return me
+
+    def _round_secrets(self) -> masking.RoundSecrets:
+        assert self._secrets is not None
+        return self._secrets
+
+
+def pair_context(opened: OpenRound, fleet: str, roster_digest: bytes) -> bytes:
+    """Return the context that pairwise seeds are derived in."""
+    return opened.context(fleet, PAIR, "", roster_digest).encoded()
+
+
+def check_leaves(data: bytes, dealer: Member, current: CheckedRoster, opened: OpenRound, fleet: str) -> list[bytes]:
+    """Return a dealer's leaves once its signature holds.
+
+    Raises:
+        PeerError: It does not, or the leaves do not fit the roster.
+    """
+    context = opened.context(fleet, LEAVES, dealer.name, current.digest)
+    leaves = read(Leaves, envelope.open_signed(data, context, dealer.key)).leaves
+    if len(leaves) != len(current):
+        raise RefusedError(f"{dealer.name!r} signed {len(leaves)} leaves for a roster of {len(current)}", cause="dealt")
+    return list(leaves)

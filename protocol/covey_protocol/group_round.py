@@ -1,0 +1,372 @@
+"""The aggregator's side of one group in one round.
+
+Bytes in, effects out, time passed in; the masked vectors are folded into one sum as they arrive, so a group costs O(d)
+memory however large it is. A message that breaks a rule raises and changes nothing. The group ends with a sum over
+exactly the survivors its members signed for, or aborted with its reason.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from nacl.signing import SigningKey
+
+from covey_protocol import envelope, roster, topics
+from covey_protocol.certificates import read_consent, read_masked
+from covey_protocol.device_round import check_leaves
+from covey_protocol.digest import content_digest
+from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.machine import Machine
+from covey_protocol.messages import Abort, Dealt, Reveal, RevealedShares, Roster, Shares, Survivors, Unmask
+from covey_protocol.payload import Payload, read, write
+from covey_protocol.prg import Ring
+from covey_protocol.ring import METRICS
+from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
+from covey_protocol.round_table import GROUP_TABLE, GroupStage
+from covey_protocol.sealing import open_sealed
+from covey_protocol.sharing import Entry
+from covey_protocol.unmasking import Revealed, check_reveal, unmask_sum
+
+
+class GroupRound:
+    """One group in one round.
+
+    Args:
+        trust: The fleet's anchors; its pins are the aggregator's.
+        key: The aggregator's signing key.
+        sealing: X25519 secret and public key to which reveals are sealed.
+        grouping: The group.
+        opened: The round's manifest.
+        sequences: The last join sequence seen from each device.
+        now: Seconds on the caller's monotonic clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        trust: Trust,
+        key: SigningKey,
+        sealing: tuple[bytes, bytes],
+        grouping: Grouping,
+        opened: OpenRound,
+        sequences: dict[str, int],
+        now: float,
+    ) -> None:
+        self.grouping, self.opened = grouping, opened
+        self._trust, self._key, self._sealing = trust, key, sealing
+        self._sequences = sequences
+        self._machine = Machine(GROUP_TABLE, GroupStage.JOINING, f"group {grouping.group}")
+        self.deadline = now + opened.manifest.windows.join
+        self._joins: dict[str, tuple[bytes, Member]] = {}
+        self.roster: CheckedRoster | None = None
+        self._shares: dict[str, tuple[bytes, dict[str, Entry]]] = {}
+        self.dealt: tuple[str, ...] = ()
+        self._dealt_digest = b""
+        self._masked: dict[str, tuple[bytes, bytes]] = {}
+        self._total: Ring | None = None
+        self._arrived: set[str] = set()
+        self.survivors: tuple[str, ...] = ()
+        self._survivors_digest = b""
+        self._consents: dict[str, bytes] = {}
+        self._revealed: dict[str, Revealed] = {}
+        self.aborted: Abort | None = None
+
+    @property
+    def stage(self) -> GroupStage:
+        """What the group waits for."""
+        return self._machine.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is waited for: the sum can be made, was made, or never will be."""
+        return self.stage in (GroupStage.SUMMING, GroupStage.CLOSED, GroupStage.ABORTED)
+
+    def awaited(self) -> set[str]:
+        """Return the members whose answer is missing in the present stage."""
+        everybody = {name for name, _ in self.grouping.members}
+        members = {member.name for member in self.roster.members} if self.roster else set()
+        return {
+            GroupStage.JOINING: everybody - set(self._joins),
+            GroupStage.SHARING: members - set(self._shares),
+            GroupStage.MASKING: set(self.dealt) - self._arrived,
+            GroupStage.SIGNING: set(self.dealt) - set(self._consents),
+            GroupStage.UNMASKING: set(self.dealt) - set(self._revealed),
+        }.get(self.stage, set())
+
+    def receive(self, kind: str, name: str, data: bytes, now: float) -> list[Effect]:
+        """Take a member's message.
+
+        Raises:
+            PeerError: It breaks a rule or comes late; nothing has changed.
+        """
+        message = self.opened.matches(data)
+        stage, handler = {
+            topics.JOIN: (GroupStage.JOINING, self._on_join),
+            topics.SHARES: (GroupStage.SHARING, self._on_shares),
+            topics.MASKED: (GroupStage.MASKING, self._on_masked),
+            topics.SURVIVORS: (GroupStage.SIGNING, self._on_consent),
+            topics.UNMASK: (GroupStage.UNMASKING, self._on_reveal),
+        }[kind]
+        if self.stage is not stage:
+            raise StaleError(f"{kind} from {name!r} in stage {self.stage}", cause="stage")
+        if kind == topics.JOIN:
+            return [*self._on_join(name, data), *self._go_on(now)]
+        member = self.roster.member(name) if self.roster else None
+        if member is None:
+            raise RefusedError(f"{kind} from {name!r}, who is not on the roster", cause="roster")
+        assert self.roster is not None
+        context = self.opened.context(self._trust.fleet, kind, name, self.roster.digest)
+        envelope.verify(message, context, member.key)
+        return [*handler(name, data), *self._go_on(now)]
+
+    def vector(self, name: str, blob: bytes, now: float) -> list[Effect]:
+        """Take a masked vector whose digest the member has signed; its reassembly has checked the digest."""
+        if self.stage is not GroupStage.MASKING or name in self._arrived or name not in self._masked:
+            raise StaleError(f"masked vector of {name!r} in stage {self.stage}", cause="stage")
+        if content_digest(blob) != self._masked[name][1]:
+            raise RefusedError(f"masked vector of {name!r} is not the one it signed", cause="digest")
+        vector = np.frombuffer(blob, "<u2")
+        if self._total is None:
+            self._total = np.zeros(len(vector), np.uint16)
+        self._total += vector
+        self._arrived.add(name)
+        return self._go_on(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Go on without those who have not answered in time, or abort when they are too many."""
+        return self._advance(now, late=True) if not self.finished and now >= self.deadline else []
+
+    def unmask(self) -> tuple[Ring, int]:
+        """Return the sum over the survivors in the ring, shape (d + 4,), and their number. Heavy: call it in a thread.
+
+        Raises:
+            RefusedError: A restored secret is not the one its owner published; the message names the owner.
+        """
+        assert self.stage is GroupStage.SUMMING and self.roster is not None and self._total is not None
+        total = unmask_sum(
+            self._total,
+            roster=self.roster,
+            dealt=self.dealt,
+            survivors=self.survivors,
+            revealed=self._revealed,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        return total, len(self.survivors)
+
+    def close(self) -> None:
+        """Note that the sum was taken over; vectors and shares are forgotten."""
+        self._machine.advance(topics.CLOSE)
+        self._forget()
+
+    def abort(self, cause: str, reason: str) -> list[Effect]:
+        """End without a sum and say why."""
+        self._machine.advance(topics.ABORT)
+        self._forget()
+        self.aborted = Abort(cause=cause, reason=reason)
+        note = Note(cause, f"group {self.grouping.group} aborted: {reason}")
+        return [note, self._publish(topics.ABORT, self.aborted, b"")]
+
+    def _forget(self) -> None:
+        self._total, self._shares, self._revealed = None, {}, {}
+
+    def _go_on(self, now: float) -> list[Effect]:
+        """Leave the stage as soon as everybody, or a quorum where that is enough, has answered."""
+        assert not self.finished
+        quorum = self.roster.t if self.roster else 0
+        if self.stage is GroupStage.SIGNING:
+            enough = len(self._consents) >= quorum
+        elif self.stage is GroupStage.UNMASKING:
+            enough = len(self._revealed) >= quorum and self._restorable()
+        else:
+            enough = not self.awaited()
+        return self._advance(now, late=False) if enough else []
+
+    def _advance(self, now: float, late: bool) -> list[Effect]:
+        windows = self.opened.manifest.windows
+        effects: list[Effect] = []
+        if late and self.awaited():
+            missing = ", ".join(sorted(self.awaited()))
+            effects.append(Note("missing", f"group {self.grouping.group}, {self.stage}: no answer from {missing}"))
+        match self.stage:
+            case GroupStage.JOINING:
+                self.deadline = now + windows.shares
+                return effects + self._publish_roster()
+            case GroupStage.SHARING:
+                self.deadline = now + windows.masked
+                return effects + self._publish_dealt()
+            case GroupStage.MASKING:
+                self.deadline = now + windows.survivors
+                return effects + self._publish_survivors()
+            case GroupStage.SIGNING:
+                self.deadline = now + windows.unmask
+                return effects + self._publish_certificate()
+            case _:
+                return effects + self._finish()
+
+    def _on_join(self, name: str, data: bytes) -> list[Effect]:
+        places = {member: place for place, (member, _) in enumerate(self.grouping.members)}
+        if name in self._joins:
+            raise StaleError(f"{name!r} has joined already", cause="repeated")
+        if name not in places:
+            raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
+        member = roster.check_join(
+            data, name, places[name], opened=self.opened, grouping=self.grouping, trust=self._trust
+        )
+        roster.check_sequences([member], lambda peer: self._sequences.get(peer, 0))
+        if any(member.token == other.token for _, other in self._joins.values()):
+            raise RefusedError(f"{name!r} holds the token of another member", cause="same-token")
+        self._sequences[name] = member.join.sequence
+        self._joins[name] = (data, member)
+        return []
+
+    def _publish_roster(self) -> list[Effect]:
+        limits = self.opened.manifest
+        names = [name for name, _ in self.grouping.members if name in self._joins][: limits.n_max]
+        n = len(names)
+        if n < max(limits.n_min, self._trust.policy.n_min):
+            return self.abort("too-few-joined", f"{n} of {len(self.grouping.members)} members joined")
+        t, a_min = roster.required(n, self._trust.policy)
+        body = Roster(
+            manifest=self.opened.digest, joins=[(name, self._joins[name][0]) for name in names], t=t, a_min=a_min
+        )
+        members = tuple(
+            Member(place, name, member.key, member.token, member.join)
+            for place, (name, (_, member)) in enumerate((name, self._joins[name]) for name in names)
+        )
+        self.roster = CheckedRoster(members, roster.roster_digest(write(body)), t, a_min)
+        self._machine.advance(topics.ROSTER)
+        return [self._publish(topics.ROSTER, body, b"")]
+
+    def _on_shares(self, name: str, data: bytes) -> list[Effect]:
+        current = self._current()
+        if name in self._shares:
+            raise StaleError(f"{name!r} has dealt already", cause="repeated")
+        message = read(Shares, envelope.parse(data).payload)
+        dealer = current.member(name)
+        assert dealer is not None
+        leaves = check_leaves(message.leaves, dealer, current, self.opened, self._trust.fleet)
+        entries = {receiver: Entry(*array) for receiver, array in message.entries}
+        for member in current.members:
+            if member.name == name:
+                continue
+            entry = entries.get(member.name)
+            if entry is None or entry.leaf() != leaves[member.place]:
+                raise RefusedError(f"{name!r} dealt no entry for {member.name!r} that it signed", cause="share")
+        self._shares[name] = (message.leaves, entries)
+        return []
+
+    def _publish_dealt(self) -> list[Effect]:
+        current = self._current()
+        dealers = [member.name for member in current.members if member.name in self._shares]
+        needed = max(current.t, current.a_min)
+        if len(dealers) < needed:
+            return self.abort("too-few-dealt", f"{len(dealers)} of {len(current)} members dealt, {needed} are needed")
+        self.dealt = tuple(dealers)
+        dealt = [(name, self._shares[name][0]) for name in dealers]
+        self._dealt_digest = roster.dealt_digest(dealt)
+        self._machine.advance(topics.DEALT)
+        effects: list[Effect] = []
+        for receiver in dealers:
+            column = [(name, self._shares[name][1][receiver].array()) for name in dealers if name != receiver]
+            context = self.opened.context(
+                self._trust.fleet, topics.DEALT, AGGREGATOR, current.digest, recipient=receiver
+            )
+            data = envelope.sign(write(Dealt(dealt=dealt, entries=column)), context, self._key)
+            effects.append(Deliver(receiver, topics.DEALT, data))
+        return effects
+
+    def _on_masked(self, name: str, data: bytes) -> list[Effect]:
+        if name in self._masked:
+            raise StaleError(f"{name!r} has sent its masked vector already", cause="repeated")
+        if name not in self.dealt:
+            raise RefusedError(f"{name!r} did not deal", cause="dealt")
+        current = self._current()
+        member = current.member(name)
+        assert member is not None
+        masked = read_masked(
+            data,
+            member,
+            roster=current,
+            dealt_digest=self._dealt_digest,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        expected = self.opened.manifest.model.bytes // 2 + 2 * len(METRICS)
+        if masked.vector.bytes != expected:
+            raise RefusedError(f"{name!r} masked {masked.vector.bytes} bytes instead of {expected}", cause="size")
+        self._masked[name] = (data, masked.vector.digest)
+        return [Expect(name, masked.vector.digest, masked.vector.bytes)]
+
+    def _publish_survivors(self) -> list[Effect]:
+        current = self._current()
+        survivors = [name for name in self.dealt if name in self._arrived]
+        if len(survivors) < current.a_min:
+            return self.abort("too-few-survivors", f"{len(survivors)} masked vectors arrived, a_min is {current.a_min}")
+        self.survivors = tuple(survivors)
+        vectors = [(name, self._masked[name][1]) for name in survivors]
+        self._survivors_digest = roster.survivors_digest(self._dealt_digest, vectors)
+        self._machine.advance(topics.SURVIVORS)
+        body = Survivors(survivors=[(name, self._masked[name][0]) for name in survivors])
+        return [self._publish(topics.SURVIVORS, body, current.digest)]
+
+    def _on_consent(self, name: str, data: bytes) -> list[Effect]:
+        current = self._current()
+        member = current.member(name)
+        assert member is not None
+        if name in self._consents:
+            raise StaleError(f"{name!r} has signed already", cause="repeated")
+        if read_consent(data, member, roster=current, opened=self.opened, fleet=self._trust.fleet) != (
+            self._survivors_digest
+        ):
+            raise RefusedError(f"{name!r} signed another set than was published", cause="survivors")
+        self._consents[name] = data
+        return []
+
+    def _publish_certificate(self) -> list[Effect]:
+        current = self._current()
+        signers = [member.name for member in current.members if member.name in self._consents]
+        if len(signers) < current.t:
+            return self.abort("too-few-signed", f"{len(signers)} members signed the survivors, t is {current.t}")
+        self._machine.advance(topics.UNMASK)
+        body = Unmask(certificate=[(name, self._consents[name]) for name in signers[: current.t]])
+        return [self._publish(topics.UNMASK, body, current.digest)]
+
+    def _on_reveal(self, name: str, data: bytes) -> list[Effect]:
+        if name in self._revealed:
+            raise StaleError(f"{name!r} has revealed already", cause="repeated")
+        secret, public = self._sealing
+        sealed = read(Reveal, envelope.parse(data).payload).sealed
+        shares = read(RevealedShares, open_sealed(sealed, public, secret))
+        entries = {dealer: held for dealer, (_, held) in self._shares.items()}
+        self._revealed[name] = check_reveal(
+            shares, name, roster=self._current(), dealt=self.dealt, survivors=self.survivors, entries=entries
+        )
+        return []
+
+    def _restorable(self) -> bool:
+        """Whether every secret that is needed has t shares."""
+        needed = self._current().t
+        for name in self.dealt:
+            kind = "self_mask" if name in self.survivors else "masking"
+            if sum(name in getattr(revealed, kind) for revealed in self._revealed.values()) < needed:
+                return False
+        return True
+
+    def _finish(self) -> list[Effect]:
+        if len(self._revealed) < self._current().t or not self._restorable():
+            return self.abort(
+                "too-few-revealed", f"{len(self._revealed)} members revealed shares, t is {self._current().t}"
+            )
+        self._machine.advance("sum")
+        return []
+
+    def _current(self) -> CheckedRoster:
+        assert self.roster is not None
+        return self.roster
+
+    def _publish(self, kind: str, body: Payload, bound: bytes) -> Publish:
+        context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound)
+        return Publish(kind, self.grouping.group, envelope.sign(write(body), context, self._key))

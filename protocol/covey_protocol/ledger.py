@@ -1,0 +1,109 @@
+"""What a device must never forget: the high-water marks of rounds, kept on disk by its shell.
+
+The ledger reads what earlier ``Remember`` effects stored and turns every new mark into one. It belongs to the device,
+not to a task: a new task does not reset it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from covey_protocol.effects import Remember
+from covey_protocol.errors import RefusedError, StaleError
+
+_SEQUENCE = "sequence"
+
+
+class DeviceLedger:
+    """The marks of one device.
+
+    Args:
+        rows: What was stored under each key.
+    """
+
+    def __init__(self, rows: Mapping[str, bytes] | None = None) -> None:
+        self._rows = dict(rows or {})
+
+    def _remember(self, key: str, value: bytes) -> Remember:
+        self._rows[key] = value
+        return Remember(key, value)
+
+    def next_sequence(self) -> tuple[int, Remember]:
+        """Take the next join sequence number."""
+        number = self._number(_SEQUENCE) + 1
+        return number, self._remember(_SEQUENCE, str(number).encode())
+
+    def check_round(self, task: str, round_: int, attempt: int) -> None:
+        """Refuse a round that this device has joined or passed.
+
+        Raises:
+            StaleError: Its number repeats or goes back.
+        """
+        if (round_, attempt) <= self._round(task):
+            raise StaleError(f"round {round_}.{attempt} of {task!r} is not newer than the last", cause="replayed")
+
+    def joined(self, task: str, round_: int, attempt: int) -> Remember:
+        """Mark a round as joined."""
+        return self._remember(f"round/{task}", f"{round_}.{attempt}".encode())
+
+    def peer_sequence(self, peer: str) -> int:
+        """Return the last join sequence seen from a peer, 0 for none."""
+        return self._number(f"peer/{peer}")
+
+    def saw_peer(self, peer: str, sequence: int) -> Remember:
+        """Mark a peer's join sequence."""
+        return self._remember(f"peer/{peer}", str(sequence).encode())
+
+    def rostered(self, task: str, roster: bytes) -> Remember:
+        """Mark the roster that shares are about to be dealt for."""
+        return self._remember(f"roster/{task}", roster)
+
+    def masked(self, task: str, vector: bytes) -> Remember:
+        """Mark the digest of the masked vector that is about to be sent."""
+        return self._remember(f"masked/{task}", vector)
+
+    def unmasked(self, task: str, reveal: bytes) -> Remember:
+        """Mark the reveal that is about to be sent."""
+        return self._remember(f"unmask/{task}", reveal)
+
+    def sign_set(self, model: bytes, survivors: bytes, group: str, members: bytes, exposure_max: int) -> list[Remember]:
+        """Spend this device's one signature for a model digest.
+
+        Args:
+            model: Digest of the round's model.
+            survivors: Digest of U.
+            group: Identifier of the group.
+            members: Digest of the set of names in U.
+            exposure_max: The policy's cap on distinct sets over one grouping, 0 for none.
+
+        Raises:
+            RefusedError: Another set was signed for this model, or the exposure cap is reached.
+        """
+        key = f"signed/{model.hex()}"
+        if self._rows.get(key, survivors) != survivors:
+            raise RefusedError("this device has signed another set for the same model", cause="second-set")
+        if key in self._rows:
+            return []
+        exposure = f"exposure/{group}/{members.hex()}"
+        if exposure_max and exposure not in self._rows and self.exposure(group) >= exposure_max:
+            raise RefusedError(f"exposure of group {group} has reached the policy's {exposure_max}", cause="exposure")
+        return [
+            self._remember(key, survivors),
+            self._remember(exposure, str(self._number(exposure) + 1).encode()),
+        ]
+
+    def exposure(self, group: str) -> int:
+        """Count the distinct sets this device was summed in over one grouping."""
+        return sum(key.startswith(f"exposure/{group}/") for key in self._rows)
+
+    def exposures(self) -> dict[str, int]:
+        """Count the distinct sets of every grouping."""
+        groups = {key.split("/")[1] for key in self._rows if key.startswith("exposure/")}
+        return {group: self.exposure(group) for group in sorted(groups)}
+
+    def _round(self, task: str) -> tuple[int, int]:
+        round_, _, attempt = self._rows.get(f"round/{task}", b"0.0").decode().partition(".")
+        return int(round_), int(attempt)
+
+    def _number(self, key: str) -> int:
+        return int(self._rows.get(key, b"0"))

@@ -1,0 +1,127 @@
+"""Pairwise masks and self-masks (Bonawitz et al. 2017, section 4), in Z_2^16.
+
+Member i of a dealt list D publishes
+
+    y_i = x_i + PRG(b_i) + Σ_{j ∈ D, j after i} PRG(s_ij) − Σ_{j ∈ D, j before i} PRG(s_ij)
+
+where s_ij is a Diffie-Hellman secret of i and j and b_i is i's own. Over everybody the pairwise masks cancel. Who drops
+out after dealing leaves pairwise masks behind, which the aggregator removes once t members have revealed their shares
+of that member's masking secret; b_i is revealed only for those whose vectors are in the sum, never both.
+
+An X25519 key is no scalar modulo L, so what is shared is a uniform scalar z and the key is derived from it; whoever
+restores z derives the same key and compares it with the one that was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
+
+from covey_protocol import cbor, prg, shamir
+from covey_protocol.digest import digest
+from covey_protocol.errors import RefusedError
+from covey_protocol.prg import Ring
+
+
+@dataclass(frozen=True)
+class RoundSecrets:
+    """What a member keeps in memory for one round, and nowhere else.
+
+    Attributes:
+        masking: Scalar z; the masking key pair derives from it.
+        self_mask: Scalar β; the self-mask's seed b derives from it.
+        sharing: X25519 secret key that only decrypts shares and is never shared itself.
+    """
+
+    masking: bytes = field(repr=False)
+    self_mask: bytes = field(repr=False)
+    sharing: bytes = field(repr=False)
+
+    ENTROPY_BYTES = 2 * shamir.ENTROPY_BYTES + 32
+
+    @staticmethod
+    def from_entropy(entropy: bytes) -> RoundSecrets:
+        """Make the secrets from ``ENTROPY_BYTES`` uniform bytes."""
+        cut = shamir.ENTROPY_BYTES
+        return RoundSecrets(
+            masking=shamir.scalar(entropy[:cut]),
+            self_mask=shamir.scalar(entropy[cut : 2 * cut]),
+            sharing=entropy[2 * cut : 2 * cut + 32],
+        )
+
+
+def masking_key(scalar: bytes) -> bytes:
+    """Return the X25519 secret key that belongs to the shared scalar z."""
+    return digest(scalar, person=b"covey-mask-key")
+
+
+def public_key(secret_key: bytes) -> bytes:
+    """Return the X25519 public key of a secret key."""
+    return crypto_scalarmult_base(secret_key)
+
+
+def self_mask_seed(scalar: bytes) -> bytes:
+    """Return b, the seed of the self-mask, that belongs to the shared scalar β."""
+    return digest(scalar, person=b"covey-self-mask")
+
+
+def self_mask_commitment(scalar: bytes) -> bytes:
+    """Return what a member publishes in JOIN so that a wrong β is noticed when it is restored."""
+    return digest(self_mask_seed(scalar), person=b"covey-self-comm")
+
+
+@dataclass(frozen=True)
+class PairParty:
+    """One end of a pair: roster place, name and masking public key."""
+
+    place: int
+    name: str
+    key: bytes
+
+
+def pair_seed(secret_key: bytes, mine: PairParty, theirs: PairParty, context: bytes) -> bytes:
+    """Return s_ij, the same at both ends.
+
+    Args:
+        secret_key: My X25519 masking key.
+        mine: My end.
+        theirs: The other end.
+        context: The encoded signing context of the round with its roster digest (``Context.encoded``).
+
+    Raises:
+        RefusedError: The other end's key is of low order, which would make the secret public.
+    """
+    try:
+        shared = crypto_scalarmult(secret_key, theirs.key)
+    except RuntimeError as error:
+        raise RefusedError(f"masking key of {theirs.name!r} is of low order", cause="low-order-key") from error
+    first, second = sorted((mine, theirs), key=lambda party: party.place)
+    pair = [context, [first.name, first.key], [second.name, second.key]]
+    return digest(cbor.encode(pair), key=shared, person=b"covey-pair-seed")
+
+
+def mask(vector: Ring, self_seed: bytes, pairs: Iterable[tuple[int, bytes]], place: int) -> None:
+    """Mask a vector in place.
+
+    Args:
+        vector: Shape (d,); becomes y_i.
+        self_seed: b_i.
+        pairs: (place, s_ij) of every other member of D.
+        place: My own place.
+    """
+    prg.add_mask(vector, self_seed)
+    for other, seed in pairs:
+        if other > place:
+            prg.add_mask(vector, seed)
+        else:
+            prg.subtract_mask(vector, seed)
+
+
+def remove_pair(total: Ring, *, survivor: int, dropped: int, seed: bytes) -> None:
+    """Take from a sum, in place, the pairwise mask that a survivor added for a member who then dropped out."""
+    if dropped > survivor:
+        prg.subtract_mask(total, seed)
+    else:
+        prg.add_mask(total, seed)

@@ -1,0 +1,273 @@
+"""The payloads of all messages, in the order in which a device meets them.
+
+Field types bound every size and range; what depends on context (does this digest match, is this name on the roster) is
+checked by the state machines. The signed context of ``envelope`` says which fleet, task, round, attempt and roster a
+payload belongs to, so payloads do not repeat it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from covey_protocol.identity import Chain
+from covey_protocol.payload import Count, Digest, Key, Name, Payload
+from covey_protocol.plan import Plan
+from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
+
+SHARD_MAX = 1000
+SHARD_BITS_MAX = 16
+MAX_MODEL_BYTES = 1 << 30
+_MAX_CIPHERTEXT = 512
+_MAX_ENVELOPE = 64 * 1024
+
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_MODEL_BYTES)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+Members = Annotated[list[Name], msgspec.Meta(max_length=SHARD_MAX)]
+RosterNames = Annotated[list[Name], msgspec.Meta(max_length=ROSTER_MAX)]
+Signed = Annotated[bytes, msgspec.Meta(max_length=_MAX_ENVELOPE)]
+SignedList = Annotated[list[tuple[Name, Signed]], msgspec.Meta(max_length=ROSTER_MAX)]
+RosterSize = Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)]
+
+
+class State(Payload, frozen=True, kw_only=True):
+    """STATE, retained: a device says that it is there; the same topic carries its Last Will.
+
+    ``counter`` grows with every connection, so an old state that is played back is recognised.
+    """
+
+    status: Literal["online", "lost", "left"]
+    counter: Count
+    chain: Chain
+    software: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    holds: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class ListedMember(Payload, frozen=True, kw_only=True):
+    """One line of an epoch's list."""
+
+    device: Name
+    key: Key
+    probation: bool = False
+
+
+class EpochList(Payload, frozen=True, kw_only=True):
+    """EPOCH: who is in this shard's next grouping, in the order of their names."""
+
+    shard: Annotated[int, msgspec.Meta(ge=0, lt=1 << SHARD_BITS_MAX)]
+    shard_bits: Annotated[int, msgspec.Meta(ge=0, le=SHARD_BITS_MAX)]
+    group_size: RosterSize
+    members: Annotated[list[ListedMember], msgspec.Meta(max_length=SHARD_MAX)]
+
+
+class Commitment(Payload, frozen=True, kw_only=True):
+    """COMMITMENT: a device commits to its random e_i."""
+
+    commitment: Digest
+
+
+class Commitments(Payload, frozen=True, kw_only=True):
+    """COMMITMENTS: all commitments, before any is opened."""
+
+    commitments: Annotated[list[tuple[Name, Digest]], msgspec.Meta(max_length=SHARD_MAX)]
+
+
+class Opening(Payload, frozen=True, kw_only=True):
+    """OPENING: a device opens its e_i."""
+
+    value: Digest
+
+
+class Groups(Payload, frozen=True, kw_only=True):
+    """GROUPS: all openings and the groups that follow from them."""
+
+    openings: Annotated[list[tuple[Name, Digest]], msgspec.Meta(max_length=SHARD_MAX)]
+    groups: Annotated[list[RosterNames], msgspec.Meta(max_length=SHARD_MAX)]
+
+
+class Blob(Payload, frozen=True, kw_only=True):
+    """A large object by name: BLAKE2b-256 digest and length in bytes."""
+
+    digest: Digest
+    bytes: Bytes
+
+
+class Delta(Payload, frozen=True, kw_only=True):
+    """How to get from model ``base`` to the round's model: see ``model.apply_delta``."""
+
+    base: Digest
+    blob: Blob
+
+
+class Windows(Payload, frozen=True, kw_only=True):
+    """How long each stage stays open, in seconds."""
+
+    join: Seconds
+    shares: Seconds
+    masked: Seconds
+    survivors: Seconds
+    unmask: Seconds
+
+
+class Manifest(Payload, frozen=True, kw_only=True):
+    """OPEN, retained: what the aggregator proposes for one round of a task.
+
+    Attributes:
+        epoch: The grouping that is used.
+        bundle: The task's trainable bundle.
+        model: The round's parameters, float32 little-endian.
+        delta: How to reach them from the last ones, where there are any.
+        plan: Local training.
+        clip: Bound on the L2 norm of an update.
+        n_min, n_max: Limits on a roster; ``n_max`` also sets the ring's scale.
+        masking: False only in fleets whose policy allows clear updates.
+        attestation: True asks for sketches.
+        windows: Seconds for each stage.
+        sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
+        revocations: Newest revocation list version the aggregator knows.
+        chunk: Largest piece of a blob that it sends, in bytes.
+        last: This is the task's last round.
+    """
+
+    epoch: Count
+    bundle: Blob
+    model: Blob
+    plan: Plan
+    clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    n_min: RosterSize
+    n_max: RosterSize
+    windows: Windows
+    sealing_key: Key
+    masking: bool = True
+    attestation: bool = False
+    delta: Delta | None = None
+    revocations: Count = 0
+    chunk: Annotated[int, msgspec.Meta(ge=256, le=1 << 20)] = 64 * 1024
+    last: bool = False
+
+
+class Join(Payload, frozen=True, kw_only=True):
+    """JOIN: a device takes part, with keys made for this round only.
+
+    ``manifest`` is the digest of the OPEN payload it saw: members who were shown different manifests notice it in the
+    roster. ``sequence`` never repeats on a device, so a key pair is never used twice, not even by a restored disk.
+    """
+
+    manifest: Digest
+    mask_key: Key
+    share_key: Key
+    self_mask: Digest
+    sequence: Count
+    chain: Chain
+    revocations: Count = 0
+
+
+class Roster(Payload, frozen=True, kw_only=True):
+    """ROSTER: a group's joins as they were signed, in the order of the epoch's grouping; n, t and a_min hang on it."""
+
+    manifest: Digest
+    joins: SignedList
+    t: RosterSize
+    a_min: RosterSize
+
+
+Leaf = Annotated[bytes, msgspec.Meta(max_length=32)]
+
+
+class Leaves(Payload, frozen=True, kw_only=True):
+    """What a dealer signs about its shares: one leaf a member, in roster order, its own left empty."""
+
+    leaves: Annotated[list[Leaf], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
+EntryArray = Annotated[
+    list[Annotated[bytes, msgspec.Meta(max_length=_MAX_CIPHERTEXT)]], msgspec.Meta(min_length=3, max_length=3)
+]
+
+
+class Shares(Payload, frozen=True, kw_only=True):
+    """SHARES: a dealer's signed leaves, and an entry for every other member."""
+
+    leaves: Signed
+    entries: Annotated[list[tuple[Name, EntryArray]], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
+class Dealt(Payload, frozen=True, kw_only=True):
+    """DEALT, to one device: everybody who dealt (the list D, with their signed leaves) and its own column of entries."""
+
+    dealt: SignedList
+    entries: Annotated[list[tuple[Name, EntryArray]], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
+class Masked(Payload, frozen=True, kw_only=True):
+    """MASKED: a device commits to its masked vector, which follows as a transfer."""
+
+    dealt: Digest
+    vector: Blob
+
+
+class Survivors(Payload, frozen=True, kw_only=True):
+    """SURVIVORS, published: U with each member's signed MASKED message."""
+
+    survivors: SignedList
+
+
+class Consent(Payload, frozen=True, kw_only=True):
+    """SURVIVORS, from a device: its one signature on U for this model."""
+
+    survivors: Digest
+
+
+class Unmask(Payload, frozen=True, kw_only=True):
+    """UNMASK, published: t consents, the certificate on U."""
+
+    certificate: SignedList
+
+
+class Reveal(Payload, frozen=True, kw_only=True):
+    """UNMASK, from a device: shares sealed to the manifest's key."""
+
+    sealed: Annotated[bytes, msgspec.Meta(max_length=16 * 1024)]
+
+
+class RevealedShares(Payload, frozen=True, kw_only=True):
+    """Inside a reveal: shares of self-masks for members of the sum, of masking secrets for the others in D."""
+
+    self_mask: Annotated[list[tuple[Name, Key]], msgspec.Meta(max_length=ROSTER_MAX)]
+    masking: Annotated[list[tuple[Name, Key]], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
+class Abort(Payload, frozen=True, kw_only=True):
+    """ABORT: a group's part in the round is over without a sum."""
+
+    cause: Annotated[str, msgspec.Meta(max_length=40)]
+    reason: Annotated[str, msgspec.Meta(max_length=400)]
+
+
+class Close(Payload, frozen=True, kw_only=True):
+    """CLOSE: the round's end: the new model and how it came about."""
+
+    model: Blob
+    delta: Delta
+    groups_closed: Count
+    groups_aborted: Count
+    participants: Count
+    accuracy: float | None = None
+
+
+class Want(Payload, frozen=True, kw_only=True):
+    """WANT: a device asks for the pieces of a blob that it lacks.
+
+    Bit i of ``have``, least significant first, is set for every piece i that is there.
+    """
+
+    digest: Digest
+    have: Annotated[bytes, msgspec.Meta(max_length=64 * 1024)] = b""
+
+
+class Have(Payload, frozen=True, kw_only=True):
+    """HAVE: the aggregator tells which pieces of a transfer it lacks, in the same form."""
+
+    digest: Digest
+    have: Annotated[bytes, msgspec.Meta(max_length=64 * 1024)] = b""

@@ -1,0 +1,67 @@
+"""The operator's policy: floors that the aggregator cannot lower, because it does not hold the operator's key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from nacl.signing import SigningKey
+
+from covey_protocol import envelope
+from covey_protocol.envelope import Context
+from covey_protocol.errors import RefusedError
+from covey_protocol.identity import OPERATOR
+from covey_protocol.messages import Manifest
+from covey_protocol.payload import Count, Payload, read, write
+from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
+
+_MAX_POLICY_BYTES = 4096
+
+
+class Policy(Payload, frozen=True, kw_only=True):
+    """What every round in the fleet has to respect.
+
+    Attributes:
+        version: Grows with every change.
+        n_min: Smallest roster.
+        a_min: Smallest set whose sum may be unmasked; the formula of ``thresholds`` holds beside it.
+        list_min: Smallest member list from which groups may be drawn.
+        exposure_max: How many different sums over one grouping a device takes part in; 0 sets no limit.
+        clear_updates: Whether rounds without masks are allowed. For laboratories only.
+    """
+
+    version: Count = 1
+    n_min: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)] = ROSTER_MIN
+    a_min: Annotated[int, msgspec.Meta(ge=0, le=ROSTER_MAX)] = 0
+    list_min: Annotated[int, msgspec.Meta(ge=ROSTER_MIN)] = ROSTER_MIN
+    exposure_max: Count = 0
+    clear_updates: bool = False
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuse a manifest that lies below a floor.
+
+        Raises:
+            RefusedError: The message names the floor.
+        """
+        if not manifest.masking and not self.clear_updates:
+            raise RefusedError("the policy does not allow rounds without masks", cause="policy")
+        if manifest.n_min < self.n_min:
+            raise RefusedError(f"n_min {manifest.n_min} is below the policy's {self.n_min}", cause="policy")
+        if manifest.n_max < manifest.n_min:
+            raise RefusedError(f"n_max {manifest.n_max} is below n_min {manifest.n_min}", cause="policy")
+
+
+def sign_policy(policy: Policy, operator: SigningKey, fleet: str) -> bytes:
+    """Return the policy signed by the operator."""
+    return envelope.sign(write(policy), Context(fleet=fleet, kind="policy", sender=OPERATOR), operator)
+
+
+def verify_policy(data: bytes, *, operator_key: bytes, fleet: str) -> Policy:
+    """Return the policy once the operator's signature holds.
+
+    Raises:
+        SignatureError: It does not.
+        MalformedError: It is no policy.
+    """
+    context = Context(fleet=fleet, kind="policy", sender=OPERATOR)
+    return read(Policy, envelope.open_signed(data, context, operator_key, max_bytes=_MAX_POLICY_BYTES))

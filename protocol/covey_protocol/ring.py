@@ -1,0 +1,146 @@
+"""Between real vectors and Z_2^16.
+
+An update x in R^d with ‖x‖₂ ≤ clip becomes integers by stochastic rounding to multiples of ``step``: unbiased, so the
+mean over a group stays right. ``step`` is chosen so that the sum of ``n_max`` vectors cannot wrap, whatever the vectors
+are. Metrics ride behind the parameters as four more coordinates, each a fraction of a cap, and are clipped like them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey_protocol import prg
+from covey_protocol.errors import ConfigError, LocalError
+from covey_protocol.prg import Ring
+
+HALF_RING = 32767
+_ROUNDING_TRIES = 16
+
+LOSS_CAP = 16.0
+SAMPLES_CAP = 4096.0
+NORM_CAP_CLIPS = 4.0
+METRICS = ("loss", "accuracy", "samples", "norm")
+
+
+@dataclass(frozen=True)
+class RingScale:
+    """How one round maps reals to the ring.
+
+    Attributes:
+        clip: Bound C on the L2 norm of an update.
+        n_max: The largest number of vectors that are ever summed.
+    """
+
+    clip: float
+    n_max: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise ConfigError(f"clip {self.clip} must be a positive number")
+        if not 1 <= self.n_max <= 1024:
+            raise ConfigError(f"n_max {self.n_max} must lie between 1 and 1024")
+
+    @property
+    def step(self) -> float:
+        """The real value of one ring unit: the finest for which ``n_max`` rounded vectors cannot wrap."""
+        return self.clip * self.n_max / (HALF_RING - self.n_max)
+
+    @property
+    def coordinate_bound(self) -> int:
+        """The largest magnitude, in ring units, that an honest member can put into one coordinate."""
+        return math.ceil(self.clip / self.step)
+
+    def _metric_units(self) -> int:
+        return HALF_RING // self.n_max - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """What a device reports about the incoming model on its own data; it is masked, summed and gates nothing.
+
+    ``loss`` in nats, ``accuracy`` in 0..1, ``samples`` a count, ``norm`` that of the update before clipping.
+    """
+
+    loss: float
+    accuracy: float
+    samples: float
+    norm: float
+
+
+def clip_norm(update: NDArray[np.float32], clip: float) -> tuple[NDArray[np.float32], float]:
+    """Return the update scaled down to L2 norm ``clip`` if it is longer, and its norm before.
+
+    Raises:
+        LocalError: The update holds NaN or infinity: training diverged.
+    """
+    norm = float(np.linalg.norm(update.astype(np.float64, copy=False)))
+    if not math.isfinite(norm):
+        raise LocalError("the update is not finite: local training diverged", cause="diverged")
+    if norm <= clip:
+        return update, norm
+    return (update * np.float32(clip / norm)).astype(np.float32), norm
+
+
+def encode(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes) -> Ring:
+    """Round a clipped update and its metrics into the ring.
+
+    Args:
+        update: Shape (d,), L2 norm at most ``scale.clip`` (see ``clip_norm``).
+        metrics: Values beyond their caps are clipped to them.
+        scale: The round's scale.
+        seed: 32 secret random bytes for the rounding; fresh for every call.
+
+    Returns:
+        Shape (d + 4,): the parameters' coordinates, then loss, accuracy, samples and norm.
+
+    Rounding is repeated until the rounded vector's norm is within √(C² + d·step²/4), which half of all draws meet
+    (after Kairouz, Liu and Steinke 2021, section 4), so that a norm bound also holds for what leaves the device.
+    """
+    scaled = update.astype(np.float64) / scale.step
+    limit = (scale.clip / scale.step) ** 2 + len(update) / 4
+    for attempt in range(_ROUNDING_TRIES):
+        dither = prg.expand(seed[:-1] + bytes([seed[-1] ^ attempt]), len(update)) / 65536.0
+        rounded = np.floor(scaled + dither)
+        if float(rounded @ rounded) <= limit:
+            break
+    else:
+        rounded = np.trunc(scaled)
+    bound = scale.coordinate_bound
+    if len(rounded) and max(rounded.max(), -rounded.min()) > bound:
+        raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
+    return np.concatenate([rounded.astype(np.int16).view(np.uint16), _encode_metrics(metrics, scale)])
+
+
+def decode_mean(total: Ring, count: int, scale: RingScale) -> tuple[NDArray[np.float32], Metrics]:
+    """Turn the ring sum of ``count`` encoded vectors into their mean.
+
+    Returns:
+        The mean update, shape (d,), and the mean metrics.
+    """
+    signed = total.view(np.int16)
+    mean = signed[: -len(METRICS)].astype(np.float32) * np.float32(scale.step / count)
+    caps = _metric_caps(scale)
+    values = signed[-len(METRICS) :].astype(np.float64) / (count * scale._metric_units()) * caps
+    return mean, Metrics(**dict(zip(METRICS, values.tolist(), strict=True)))
+
+
+def out_of_range(total: Ring, count: int, scale: RingScale) -> int:
+    """Count the coordinates of a sum that ``count`` honest members cannot have produced."""
+    signed = total.view(np.int16).astype(np.int32)
+    body, tail = signed[: -len(METRICS)], signed[-len(METRICS) :]
+    wild = int((np.abs(body) > count * scale.coordinate_bound).sum())
+    return wild + int(((tail < 0) | (tail > count * scale._metric_units())).sum())
+
+
+def _metric_caps(scale: RingScale) -> NDArray[np.float64]:
+    return np.array([LOSS_CAP, 1.0, SAMPLES_CAP, NORM_CAP_CLIPS * scale.clip])
+
+
+def _encode_metrics(metrics: Metrics, scale: RingScale) -> Ring:
+    values = np.array([getattr(metrics, name) for name in METRICS], np.float64)
+    fractions = np.clip(np.nan_to_num(values / _metric_caps(scale), nan=1.0), 0.0, 1.0)
+    return np.rint(fractions * scale._metric_units()).astype(np.int16).view(np.uint16)

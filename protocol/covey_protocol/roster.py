@@ -1,0 +1,259 @@
+"""Rosters: what both sides check about a round's members, and the digests that later signatures build on.
+
+A roster is a group's joins as they were signed. Whoever uses one checks every member by itself: identity chain up to
+the operator, key as in the epoch's list, order as in the grouping, one slot a token, fresh sequence number, the same
+manifest as one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from covey_protocol import cbor, envelope, identity, topics
+from covey_protocol.digest import content_digest, digest, short
+from covey_protocol.envelope import Context
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.identity import AGGREGATOR, PinnedKeys
+from covey_protocol.messages import Join, Manifest, Roster
+from covey_protocol.payload import read
+from covey_protocol.policy import Policy
+from covey_protocol.thresholds import accepted_min, threshold
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a device or an aggregator takes for granted: the outcome of enrolment.
+
+    Attributes:
+        fleet: Fleet name.
+        operator_key: Ed25519 public key at the root of all chains.
+        aggregator_key: The delegated Ed25519 public key.
+        policy: The operator's floors.
+        pins: Tokens and the keys they were seen with.
+    """
+
+    fleet: str
+    operator_key: bytes
+    aggregator_key: bytes
+    policy: Policy
+    pins: PinnedKeys
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A manifest and where it stands."""
+
+    task: str
+    round: int
+    attempt: int
+    manifest: Manifest
+    digest: bytes
+
+    def context(self, fleet: str, kind: str, sender: str, roster: bytes = b"", recipient: str = "") -> Context:
+        """Return the signing context of one of this round's messages."""
+        return Context(
+            fleet=fleet,
+            kind=kind,
+            sender=sender,
+            recipient=recipient,
+            task=self.task,
+            round=self.round,
+            attempt=self.attempt,
+            roster=roster,
+        )
+
+    def matches(self, data: bytes) -> envelope.Envelope:
+        """Parse a message of this round.
+
+        Raises:
+            MalformedError: It is no signed message.
+            StaleError: Its header names another task, round or attempt.
+        """
+        message = envelope.parse(data)
+        place = (message.task, message.round, message.attempt)
+        if place != (self.task, self.round, self.attempt):
+            raise StaleError(
+                f"message for task {message.task!r}, round {message.round}.{message.attempt}; "
+                f"open is {self.task!r}, {self.round}.{self.attempt}",
+                cause="wrong-round",
+            )
+        return message
+
+
+def read_open(data: bytes, task: str, trust: Trust) -> OpenRound:
+    """Read and check an OPEN message.
+
+    Raises:
+        PeerError: It is malformed, not signed by the aggregator, or below the operator's policy.
+    """
+    message = envelope.parse(data)
+    place = Context(
+        fleet=trust.fleet,
+        kind=topics.OPEN,
+        sender=AGGREGATOR,
+        task=task,
+        round=message.round,
+        attempt=message.attempt,
+    )
+    body = envelope.verify(message, place, trust.aggregator_key)
+    manifest = read(Manifest, body)
+    trust.policy.check(manifest)
+    return OpenRound(task, message.round, message.attempt, manifest, digest(body, person=b"covey-manifest"))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checked member of a roster; ``place`` counts from 0."""
+
+    place: int
+    name: str
+    key: bytes
+    token: bytes
+    join: Join
+
+
+@dataclass(frozen=True)
+class CheckedRoster:
+    """A roster that holds; ``digest`` is what all later signatures of the round are bound to."""
+
+    members: tuple[Member, ...]
+    digest: bytes
+    t: int
+    a_min: int
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def member(self, name: str) -> Member | None:
+        """Return the member of that name."""
+        return next((member for member in self.members if member.name == name), None)
+
+    def in_order(self, names: Sequence[str], what: str) -> list[Member]:
+        """Return the members of a list of names.
+
+        Raises:
+            RefusedError: A name is not on the roster, stands twice or out of order.
+        """
+        found = [self.member(name) for name in names]
+        members = [member for member in found if member is not None]
+        places = [member.place for member in members]
+        if len(members) != len(names) or places != sorted(set(places)):
+            raise RefusedError(f"{what} names strangers, or members twice or out of order", cause="roster")
+        return members
+
+
+def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, grouping: Grouping, trust: Trust) -> Member:
+    """Check one signed JOIN.
+
+    Raises:
+        PeerError: Naming the member and what does not hold.
+    """
+    keys = dict(grouping.members)
+    message = opened.matches(data)
+    join = read(Join, message.payload)
+    who = identity.verify_chain(join.chain, operator_key=trust.operator_key, fleet=trust.fleet, device=name)
+    if keys.get(name) != who.key:
+        raise RefusedError(f"{name!r} joined with a key that is not the epoch's", cause="key")
+    trust.pins.check(who)
+    envelope.verify(message, opened.context(trust.fleet, topics.JOIN, name, grouping.digest()), who.key)
+    if join.manifest != opened.digest:
+        raise RefusedError(
+            f"{name!r} was shown manifest {short(join.manifest)}, we were shown {short(opened.digest)}",
+            cause="manifest",
+        )
+    return Member(place, name, who.key, who.token, join)
+
+
+def check_sequences(members: Sequence[Member], last_seen: Callable[[str], int]) -> None:
+    """Refuse a member whose join sequence does not go up: a restored disk would reuse its masks.
+
+    Raises:
+        RefusedError: Naming the member.
+    """
+    for member in members:
+        if member.join.sequence <= last_seen(member.name):
+            raise RefusedError(
+                f"join sequence of {member.name!r} went back to {member.join.sequence}", cause="sequence"
+            )
+
+
+def roster_digest(body: bytes) -> bytes:
+    """Return the digest of a ROSTER payload."""
+    return digest(body, person=b"covey-roster")
+
+
+def required(n: int, policy: Policy) -> tuple[int, int]:
+    """Return t and a_min for a roster of n under a policy."""
+    return threshold(n), max(accepted_min(n), policy.a_min)
+
+
+def check_roster(
+    body: bytes,
+    *,
+    opened: OpenRound,
+    grouping: Grouping,
+    trust: Trust,
+    own: tuple[str, bytes],
+    sequence_of: Callable[[str], int],
+) -> CheckedRoster:
+    """Check a ROSTER payload as one of its members.
+
+    Args:
+        body: The payload, its envelope already verified.
+        opened: The round.
+        grouping: This device's place in the epoch.
+        trust: See there.
+        own: This device's name and the JOIN message it sent.
+        sequence_of: The last join sequence seen from a member.
+
+    Raises:
+        PeerError: Naming the member and what does not hold.
+    """
+    roster = read(Roster, body)
+    if roster.manifest != opened.digest:
+        raise RefusedError("the roster was made for another manifest", cause="manifest")
+    n, limits = len(roster.joins), opened.manifest
+    if not max(limits.n_min, trust.policy.n_min) <= n <= limits.n_max:
+        raise RefusedError(f"a roster of {n} where {limits.n_min} to {limits.n_max} are allowed", cause="roster")
+    t, a_min = required(n, trust.policy)
+    if (roster.t, roster.a_min) != (t, a_min):
+        raise RefusedError(
+            f"thresholds t={roster.t}, a_min={roster.a_min} where {n} members need {t} and {a_min}", cause="roster"
+        )
+    names = [name for name, _ in roster.joins]
+    places = {name: place for place, (name, _) in enumerate(grouping.members)}
+    if any(name not in places for name in names):
+        raise RefusedError("the roster names somebody from outside this group", cause="roster")
+    if names != sorted(set(names), key=places.__getitem__):
+        raise RefusedError("the roster is not in the grouping's order, or repeats a member", cause="roster")
+    if dict(roster.joins).get(own[0]) != own[1]:
+        raise RefusedError("the roster holds another join of this device than the one it sent", cause="roster")
+    members = [
+        check_join(data, name, place, opened=opened, grouping=grouping, trust=trust)
+        for place, (name, data) in enumerate(roster.joins)
+    ]
+    if len({member.token for member in members}) != n:
+        raise RefusedError("two members of the roster hold the same token", cause="same-token")
+    check_sequences([member for member in members if member.name != own[0]], sequence_of)
+    for member in members:
+        trust.pins.pin(identity.DeviceIdentity(member.name, member.key, member.token, ""))
+    return CheckedRoster(tuple(members), roster_digest(body), t, a_min)
+
+
+def dealt_digest(dealt: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return the digest of the list D with everybody's signed leaves."""
+    lines = [[name, content_digest(leaves)] for name, leaves in dealt]
+    return digest(cbor.encode(lines), person=b"covey-dealt")
+
+
+def survivors_digest(dealt: bytes, survivors: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return the digest of U that members sign: the list D and every survivor's vector digest."""
+    lines = [[name, vector] for name, vector in survivors]
+    return digest(cbor.encode([dealt, lines]), person=b"covey-survivors")
+
+
+def set_digest(grouping: Grouping, names: Sequence[str]) -> bytes:
+    """Return the digest of a set of members, by which distinct sums over a group are counted."""
+    return digest(cbor.encode([grouping.group, list(names)]), person=b"covey-set")

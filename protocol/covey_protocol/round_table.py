@@ -1,0 +1,80 @@
+"""The round as transition tables, one for a device and one for the aggregator's side of a group.
+
+Stages and messages are those of ``docs/protocol.md``. ATTEST and ACCEPT have their places; a manifest that asks for
+them is refused by devices that cannot serve it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from covey_protocol import topics
+
+ATTEST = "attest"
+ACCEPT = "accept"
+TRAINED = "trained"
+LATE = "late"
+
+
+class DeviceStage(StrEnum):
+    """What a device has done last in a round."""
+
+    INVITED = "invited"
+    JOINED = "joined"
+    SHARED = "shared"
+    DEALT = "dealt"
+    MASKED = "masked"
+    SIGNED = "signed"
+    ATTESTED = "attested"
+    ACCEPTED = "accepted"
+    UNMASKED = "unmasked"
+    CLOSED = "closed"
+    ABORTED = "aborted"
+
+
+_END = {topics.CLOSE: DeviceStage.CLOSED, topics.ABORT: DeviceStage.ABORTED}
+
+DEVICE_TABLE = {
+    DeviceStage.INVITED: {topics.JOIN: DeviceStage.JOINED},
+    DeviceStage.JOINED: {topics.ROSTER: DeviceStage.SHARED, **_END},
+    DeviceStage.SHARED: {topics.DEALT: DeviceStage.DEALT, **_END},
+    DeviceStage.DEALT: {TRAINED: DeviceStage.MASKED, topics.SURVIVORS: DeviceStage.SIGNED, **_END},
+    DeviceStage.MASKED: {topics.SURVIVORS: DeviceStage.SIGNED, **_END},
+    DeviceStage.SIGNED: {ATTEST: DeviceStage.ATTESTED, topics.UNMASK: DeviceStage.UNMASKED, **_END},
+    DeviceStage.ATTESTED: {ACCEPT: DeviceStage.ACCEPTED, **_END},
+    DeviceStage.ACCEPTED: {topics.UNMASK: DeviceStage.UNMASKED, **_END},
+    DeviceStage.UNMASKED: _END,
+    DeviceStage.CLOSED: {},
+    DeviceStage.ABORTED: {},
+}
+
+
+class GroupStage(StrEnum):
+    """What the aggregator waits for in a group."""
+
+    JOINING = "joining"
+    SHARING = "sharing"
+    MASKING = "masking"
+    SIGNING = "signing"
+    ATTESTING = "attesting"
+    ACCEPTING = "accepting"
+    UNMASKING = "unmasking"
+    SUMMING = "summing"
+    CLOSED = "closed"
+    ABORTED = "aborted"
+
+
+_ABORT = {topics.ABORT: GroupStage.ABORTED}
+
+GROUP_TABLE = {
+    GroupStage.JOINING: {topics.ROSTER: GroupStage.SHARING, **_ABORT},
+    GroupStage.SHARING: {topics.DEALT: GroupStage.MASKING, **_ABORT},
+    GroupStage.MASKING: {topics.SURVIVORS: GroupStage.SIGNING, **_ABORT},
+    GroupStage.SIGNING: {ATTEST: GroupStage.ATTESTING, topics.UNMASK: GroupStage.UNMASKING, **_ABORT},
+    GroupStage.ATTESTING: {ACCEPT: GroupStage.ACCEPTING, **_ABORT},
+    GroupStage.ACCEPTING: {topics.UNMASK: GroupStage.UNMASKING, **_ABORT},
+    GroupStage.UNMASKING: {"sum": GroupStage.SUMMING, **_ABORT},
+    GroupStage.SUMMING: {topics.CLOSE: GroupStage.CLOSED, **_ABORT},
+    GroupStage.CLOSED: {},
+    GroupStage.ABORTED: {},
+}

@@ -1,0 +1,114 @@
+"""Where each message is published.
+
+::
+
+    covey/v1/{fleet}/dev/{device}/up/{kind}[/{transfer}]   written by the device alone
+    covey/v1/{fleet}/dev/{device}/down/{kind}              read by the device, written by the aggregator
+    covey/v1/{fleet}/pub/{kind}[/{id}]                     read by everybody, written by the aggregator
+
+The depth is fixed and never above seven slashes (AWS IoT's limit). A name is 1 to 63 of ``a-z 0-9 -`` and starts with
+a letter or digit, so no name can hold a wildcard or a slash.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from covey_protocol.errors import ConfigError, MalformedError
+
+ROOT = "covey/v1"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_TOPIC = re.compile(
+    rf"{ROOT}/(?P<fleet>[a-z0-9-]+)/"
+    r"(?:dev/(?P<device>[a-z0-9-]+)/(?P<way>up|down)/(?P<kind>[a-z-]+)(?:/(?P<transfer>[a-z0-9]+))?"
+    r"|pub/(?P<pub>[a-z-]+)(?:/(?P<id>[a-z0-9-]+))?)"
+)
+
+# Kinds. One name for one thing in topics, signed contexts, documents and logs.
+STATE = "state"
+COMMITMENT = "commitment"
+OPENING = "opening"
+JOIN = "join"
+SHARES = "shares"
+MASKED = "masked"
+SURVIVORS = "survivors"
+UNMASK = "unmask"
+WANT = "want"
+DEALT = "dealt"
+HAVE = "have"
+BLOB = "blob"
+EPOCH = "epoch"
+COMMITMENTS = "commitments"
+GROUPS = "groups"
+OPEN = "open"
+ROSTER = "roster"
+ABORT = "abort"
+CLOSE = "close"
+
+UP_KINDS = frozenset({STATE, COMMITMENT, OPENING, JOIN, SHARES, MASKED, SURVIVORS, UNMASK, WANT})
+DOWN_KINDS = frozenset({DEALT, HAVE, BLOB})
+PUB_KINDS = frozenset({EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, UNMASK, ABORT, CLOSE, BLOB})
+
+
+class Topic(NamedTuple):
+    """A parsed topic; ``device`` is empty on ``pub``, ``id`` is the transfer on ``up``."""
+
+    fleet: str
+    way: Literal["up", "down", "pub"]
+    device: str
+    kind: str
+    id: str
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can stand in a topic.
+
+    Raises:
+        ConfigError: It cannot; the message says what ``what`` may look like.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{what} {name!r}: use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit")
+    return name
+
+
+def is_name(name: str) -> bool:
+    """Say whether ``name`` can stand in a topic."""
+    return _NAME.fullmatch(name) is not None
+
+
+def up(fleet: str, device: str, kind: str, transfer: str = "") -> str:
+    """Return the topic on which a device speaks."""
+    return f"{ROOT}/{fleet}/dev/{device}/up/{kind}" + (f"/{transfer}" if transfer else "")
+
+
+def down(fleet: str, device: str, kind: str) -> str:
+    """Return the topic on which one device is spoken to."""
+    return f"{ROOT}/{fleet}/dev/{device}/down/{kind}"
+
+
+def pub(fleet: str, kind: str, id: str = "") -> str:
+    """Return the topic on which everybody is spoken to."""
+    return f"{ROOT}/{fleet}/pub/{kind}" + (f"/{id}" if id else "")
+
+
+def parse(topic: str) -> Topic:
+    """Take a topic apart.
+
+    Raises:
+        MalformedError: It is none of ours.
+    """
+    match = _TOPIC.fullmatch(topic)
+    if match is None:
+        raise MalformedError(f"topic {topic[:120]!r} is none of this protocol's", cause="topic")
+    parts = match.groupdict()
+    if parts["pub"]:
+        kind, way, known = parts["pub"], "pub", PUB_KINDS
+    else:
+        kind, way = parts["kind"], parts["way"]
+        known = UP_KINDS if way == "up" else DOWN_KINDS
+    names = [name for name in (parts["fleet"], parts["device"]) if name is not None]
+    if kind not in known or not all(is_name(name) for name in names):
+        raise MalformedError(f"topic {topic[:120]!r} has an unknown kind or name", cause="topic")
+    identifier = parts["id"] if way == "pub" else parts["transfer"]
+    return Topic(parts["fleet"], way, parts["device"] or "", kind, identifier or "")  # type: ignore[arg-type]

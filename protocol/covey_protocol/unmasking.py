@@ -1,0 +1,123 @@
+"""What the aggregator does with revealed shares: check them, restore secrets, take the masks off a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from covey_protocol import masking, prg, shamir, sharing
+from covey_protocol.device_round import pair_context
+from covey_protocol.errors import RefusedError
+from covey_protocol.masking import PairParty
+from covey_protocol.messages import RevealedShares
+from covey_protocol.prg import Ring
+from covey_protocol.roster import CheckedRoster, Member, OpenRound
+from covey_protocol.sharing import Entry
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """One member's shares by dealer."""
+
+    self_mask: dict[str, bytes] = field(repr=False)
+    masking: dict[str, bytes] = field(repr=False)
+
+
+def check_reveal(
+    shares: RevealedShares,
+    revealer: str,
+    *,
+    roster: CheckedRoster,
+    dealt: Sequence[str],
+    survivors: Sequence[str],
+    entries: Mapping[str, Mapping[str, Entry]],
+) -> Revealed:
+    """Hold a member's shares against what their dealers committed to.
+
+    A dealer keeps the share of itself, to which there is no commitment; a wrong one shows when the secret is restored.
+
+    Raises:
+        RefusedError: A share is missing a place, of the wrong kind, or not the one that was dealt: the revealer's fault.
+    """
+    revealed = Revealed(dict(shares.self_mask), dict(shares.masking))
+    if not set(revealed.self_mask) <= set(survivors) or not set(revealed.masking) <= set(dealt) - set(survivors):
+        raise RefusedError(f"{revealer!r} revealed shares of the wrong kind", cause="reveal")
+    kinds = (
+        (revealed.self_mask, sharing.self_mask_commitment, "self_mask_commitment"),
+        (revealed.masking, sharing.masking_commitment, "masking_commitment"),
+    )
+    for by_dealer, commit, field_name in kinds:
+        for dealer, share in by_dealer.items():
+            if dealer == revealer:
+                continue
+            expected = getattr(entries[dealer][revealer], field_name)
+            if commit(share, roster.digest, dealer, revealer) != expected:
+                raise RefusedError(f"{revealer!r} revealed another share of {dealer!r} than was dealt", cause="reveal")
+    return revealed
+
+
+def unmask_sum(
+    total: Ring,
+    *,
+    roster: CheckedRoster,
+    dealt: Sequence[str],
+    survivors: Sequence[str],
+    revealed: Mapping[str, Revealed],
+    opened: OpenRound,
+    fleet: str,
+) -> Ring:
+    """Take all masks off the sum of the survivors' masked vectors.
+
+    Args:
+        total: Shape (d + 4,); changed in place.
+        roster, dealt, survivors: R ⊇ D ⊇ U.
+        revealed: At least t members' checked shares.
+        opened, fleet: The round, for the context of the pairwise seeds.
+
+    Returns:
+        Σ_{i ∈ U} x_i in the ring.
+
+    Raises:
+        RefusedError: A restored secret is not the one its owner published: the owner dealt shares of a wrong secret.
+    """
+    for name in survivors:
+        member = _member(roster, name)
+        secret = _restore(roster, name, "self_mask", revealed)
+        if masking.self_mask_commitment(secret) != member.join.self_mask:
+            raise RefusedError(f"{name!r} dealt shares of another self-mask than it published", cause="dealer")
+        prg.subtract_mask(total, masking.self_mask_seed(secret))
+    context = pair_context(opened, fleet, roster.digest)
+    for name in dealt:
+        if name in survivors:
+            continue
+        dropped = _member(roster, name)
+        key = masking.masking_key(_restore(roster, name, "masking", revealed))
+        if masking.public_key(key) != dropped.join.mask_key:
+            raise RefusedError(f"{name!r} dealt shares of another masking secret than it published", cause="dealer")
+        for other in survivors:
+            survivor = _member(roster, other)
+            seed = masking.pair_seed(key, _party(dropped), _party(survivor), context)
+            masking.remove_pair(total, survivor=survivor.place, dropped=dropped.place, seed=seed)
+    return total
+
+
+def _restore(roster: CheckedRoster, dealer: str, kind: str, revealed: Mapping[str, Revealed]) -> bytes:
+    shares = {
+        _member(roster, revealer).place: getattr(held, kind)[dealer]
+        for revealer, held in revealed.items()
+        if dealer in getattr(held, kind) and revealer != dealer
+    }
+    own = revealed.get(dealer)
+    if len(shares) < roster.t and own is not None and dealer in getattr(own, kind):
+        shares[_member(roster, dealer).place] = getattr(own, kind)[dealer]
+    return shamir.combine(dict(list(shares.items())[: roster.t]))
+
+
+def _party(member: Member) -> PairParty:
+    return PairParty(member.place, member.name, member.join.mask_key)
+
+
+def _member(roster: CheckedRoster, name: str) -> Member:
+    member = roster.member(name)
+    assert member is not None
+    return member

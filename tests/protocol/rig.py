@@ -1,0 +1,237 @@
+"""A group of devices and their aggregator, wired back to back without a broker.
+
+``Rig`` carries effects between the real state machines, keeps a transcript of all bytes, and lets a test silence a
+device from any point on, repeat messages or tamper with them on their way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from nacl.bindings import crypto_scalarmult_base
+from nacl.signing import SigningKey
+from numpy.typing import NDArray
+
+from covey_protocol import envelope, identity, prg, roster, topics
+from covey_protocol.device_round import DeviceRound
+from covey_protocol.digest import digest
+from covey_protocol.effects import Deliver, Effect, Note, Publish, Remember, Send
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import PeerError, StaleError
+from covey_protocol.group_round import GroupRound
+from covey_protocol.identity import AGGREGATOR, Chain, PinnedKeys
+from covey_protocol.ledger import DeviceLedger
+from covey_protocol.messages import Blob, Manifest, Windows
+from covey_protocol.payload import write
+from covey_protocol.plan import Plan
+from covey_protocol.policy import Policy
+from covey_protocol.ring import Metrics
+from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.round_table import DeviceStage
+
+FLEET = "meadow"
+TASK = "digits"
+WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
+
+
+class Entropy:
+    """Uniform bytes that a test can repeat: a counter under a seed."""
+
+    def __init__(self, seed: str) -> None:
+        self._seed, self._count = digest(seed.encode(), person=b"test-entropy"), 0
+
+    def __call__(self, size: int) -> bytes:
+        self._count += 1
+        block = digest(self._count.to_bytes(8, "big"), key=self._seed, person=b"test-entropy")
+        return prg.expand(block, -(-size // 2)).tobytes()[:size]
+
+
+def signing_key(seed: str) -> SigningKey:
+    return SigningKey(digest(seed.encode(), person=b"test-key"))
+
+
+OPERATOR = signing_key("operator")
+SERVER = signing_key("aggregator")
+SEALING = digest(b"sealing", person=b"test-key")
+
+
+def make_chain(name: str, *, fleet: str = FLEET, operator: SigningKey = OPERATOR, not_after: int = 0) -> Chain:
+    token_key = signing_key(f"token {name}")
+    token = identity.issue_token(
+        operator, fleet, name, token_key=bytes(token_key.verify_key), profile="pi-4", not_after=not_after
+    )
+    return Chain(token=token, endorsement=identity.endorse(token_key, fleet, name, bytes(signing_key(name).verify_key)))
+
+
+def make_trust(policy: Policy | None = None) -> Trust:
+    return Trust(FLEET, bytes(OPERATOR.verify_key), bytes(SERVER.verify_key), policy or Policy(), PinnedKeys())
+
+
+def make_manifest(dimension: int, n_max: int = 32, **changes: object) -> Manifest:
+    fields: dict[str, object] = {
+        "epoch": 1,
+        "bundle": Blob(digest=bytes(32), bytes=1),
+        "model": Blob(digest=bytes(32), bytes=4 * dimension),
+        "plan": Plan(),
+        "clip": 5.0,
+        "n_min": 4,
+        "n_max": n_max,
+        "windows": WINDOWS,
+        "sealing_key": crypto_scalarmult_base(SEALING),
+    }
+    return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def sign_open(manifest: Manifest, round_: int = 1, attempt: int = 1, key: SigningKey = SERVER) -> bytes:
+    context = envelope.Context(
+        fleet=FLEET, kind=topics.OPEN, sender=AGGREGATOR, task=TASK, round=round_, attempt=attempt
+    )
+    return envelope.sign(write(manifest), context, key)
+
+
+@dataclass
+class Rig:
+    """One group through one round.
+
+    Attributes:
+        n: Members.
+        silent: Names that neither hear nor speak from now on.
+        on_wire: Called with (way, name, kind, data) for everything that is carried; returns the data to carry on.
+        wire: Everything carried, in order.
+    """
+
+    n: int = 6
+    dimension: int = 50
+    seed: str = "rig"
+    manifest: Manifest | None = None
+    policy: Policy | None = None
+    repeat: int = 1
+    silent: set[str] = field(default_factory=set)
+    on_wire: Callable[[str, str, str, bytes], bytes] = lambda way, name, kind, data: data
+
+    def __post_init__(self) -> None:
+        self.names = [f"pi-{index}" for index in range(self.n)]
+        self.grouping = Grouping(1, "1-0-0", tuple((name, bytes(signing_key(name).verify_key)) for name in self.names))
+        self.manifest = self.manifest or make_manifest(self.dimension)
+        self.open_data = sign_open(self.manifest)
+        self.opened: OpenRound = roster.read_open(self.open_data, TASK, make_trust(self.policy))
+        self.ledgers = {name: DeviceLedger() for name in self.names}
+        self.devices = {name: self.make_device(name) for name in self.names}
+        self.group = GroupRound(
+            trust=make_trust(self.policy),
+            key=SERVER,
+            sealing=(SEALING, crypto_scalarmult_base(SEALING)),
+            grouping=self.grouping,
+            opened=self.opened,
+            sequences={},
+            now=0.0,
+        )
+        self.now = 0.0
+        self._queue: deque[Callable[[], None]] = deque()
+        self.wire: list[tuple[str, str, str, bytes]] = []
+        self.errors: list[PeerError] = []
+        self.notes: list[Note] = []
+        self.remembered: dict[str, list[Remember]] = {name: [] for name in self.names}
+
+    def make_device(self, name: str) -> DeviceRound:
+        return DeviceRound(
+            name=name,
+            key=signing_key(name),
+            chain=make_chain(name),
+            trust=make_trust(self.policy),
+            grouping=self.grouping,
+            opened=self.opened,
+            ledger=self.ledgers[name],
+            entropy=Entropy(f"{self.seed} {name}"),
+        )
+
+    def update(self, name: str) -> NDArray[np.float32]:
+        rng = np.random.default_rng(self.names.index(name))
+        return rng.normal(0, 0.3, self.dimension).astype(np.float32)
+
+    def joined(self) -> None:
+        for name in self.names:
+            if name not in self.silent:
+                self.from_device(name, self.devices[name].join())
+        self.pump()
+
+    def train(self) -> None:
+        for name in self.names:
+            device = self.devices[name]
+            if name not in self.silent and device.stage is DeviceStage.DEALT:
+                metrics = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
+                self.from_device(name, device.trained(self.update(name), metrics))
+        self.pump()
+
+    def late(self) -> None:
+        """Let the present stage's time run out."""
+        self.now = self.group.deadline
+        self.from_group(self.group.tick(self.now))
+        self.pump()
+
+    def from_device(self, name: str, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Remember):
+                self.remembered[name].append(effect)
+            elif isinstance(effect, Note):
+                self.notes.append(effect)
+            elif isinstance(effect, Send):
+                self._queue.append(partial(self.to_group, name, effect))
+
+    def pump(self) -> None:
+        """Carry messages, first in first out, until none is on its way."""
+        while self._queue:
+            self._queue.popleft()()
+
+    def to_group(self, name: str, effect: Send) -> None:
+        if name in self.silent:
+            return
+        way = "vector" if effect.transfer else "up"
+        data = self.on_wire(way, name, effect.kind, effect.data)
+        self.wire.append((way, name, effect.kind, data))
+        for _ in range(self.repeat):
+            try:
+                if effect.transfer:
+                    self.from_group(self.group.vector(name, data, self.now))
+                else:
+                    self.from_group(self.group.receive(effect.kind, name, data, self.now))
+            except PeerError as error:
+                self.note_error(error)
+
+    def from_group(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Note):
+                self.notes.append(effect)
+            elif isinstance(effect, Publish):
+                for name in self.names:
+                    self._queue.append(partial(self.to_device, name, effect.kind, effect.data))
+            elif isinstance(effect, Deliver):
+                self._queue.append(partial(self.to_device, effect.device, effect.kind, effect.data))
+
+    def to_device(self, name: str, kind: str, data: bytes) -> None:
+        if name in self.silent:
+            return
+        data = self.on_wire("down", name, kind, data)
+        self.wire.append(("down", name, kind, data))
+        for _ in range(self.repeat):
+            try:
+                self.from_device(name, self.devices[name].receive(kind, data))
+            except PeerError as error:
+                self.note_error(error)
+
+    def note_error(self, error: PeerError) -> None:
+        if not (self.repeat > 1 and isinstance(error, StaleError)):
+            self.errors.append(error)
+
+    def run(self) -> None:
+        """Carry the round to its end while everybody answers, letting stages time out where somebody does not."""
+        self.joined()
+        for _ in range(6):
+            self.train()
+            if self.group.finished:
+                return
+            self.late()
