@@ -71,7 +71,9 @@ class DeviceIdentity:
     profile: str
 
 
-def issue_token(operator: SigningKey, fleet: str, device: str, token_key: bytes, profile: str, not_after: int) -> bytes:
+def issue_token(
+    operator: SigningKey, fleet: str, device: str, *, token_key: bytes, profile: str, not_after: int
+) -> bytes:
     """Return a token signed by the operator for a token key whose secret half goes into the provisioning bundle."""
     token = Token(token_key=token_key, device=device, profile=profile, not_after=not_after)
     return envelope.sign(write(token), _context(fleet, "token", OPERATOR, device), operator)

@@ -194,7 +194,7 @@ class Shares(Payload, frozen=True, kw_only=True):
 
 
 class Dealt(Payload, frozen=True, kw_only=True):
-    """DEALT, to one device: everybody who dealt (the list D, with their signed leaves) and its own column of entries."""
+    """DEALT, to one device: everybody who dealt (the list D, with signed leaves) and its own column of entries."""
 
     dealt: SignedList
     entries: Annotated[list[tuple[Name, EntryArray]], msgspec.Meta(max_length=ROSTER_MAX)]

@@ -37,7 +37,7 @@ def check_reveal(
     A dealer keeps the share of itself, to which there is no commitment; a wrong one shows when the secret is restored.
 
     Raises:
-        RefusedError: A share is missing a place, of the wrong kind, or not the one that was dealt: the revealer's fault.
+        RefusedError: A share is of the wrong kind, or not the one that was dealt: the revealer's fault.
     """
     revealed = Revealed(dict(shares.self_mask), dict(shares.masking))
     if not set(revealed.self_mask) <= set(survivors) or not set(revealed.masking) <= set(dealt) - set(survivors):
