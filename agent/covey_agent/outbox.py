@@ -73,9 +73,7 @@ class Outbox:
             if self.path != MEMORY:
                 # Created by us, so that the file and the -wal and -shm files beside it are private.
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"outbox {self.path}: cannot be opened: {error}") from error
         try:

@@ -48,9 +48,7 @@ def test_budget_counts_what_waits_and_names_the_numbers(outbox: Outbox) -> None:
     row = outbox.put("a", b"x" * 600)
     outbox.put("b", b"x" * 400)
     assert outbox.used() == (2, 1000)
-    with pytest.raises(
-        LocalError, match="1000 bytes wait, 1 more for c would exceed the budget of 1000"
-    ) as e:
+    with pytest.raises(LocalError, match="1000 bytes wait, 1 more for c would exceed the budget of 1000") as e:
         outbox.put("c", b"x")
     assert e.value.cause == "outbox-full"
     assert topics(outbox) == ["a", "b"]
@@ -203,9 +201,7 @@ def test_threads_share_one_outbox(outbox: Outbox) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(topics(outbox)) == sorted(
-        f"{name}/{number}" for name in range(4) for number in range(0, 25, 2)
-    )
+    assert sorted(topics(outbox)) == sorted(f"{name}/{number}" for name in range(4) for number in range(0, 25, 2))
 
 
 levels = st.lists(st.sampled_from(["a", "b", "", "$x"]), min_size=1, max_size=4).map("/".join)
