@@ -188,8 +188,9 @@ class EpochMember:
     def _place(self, groups: list[list[str]], members: EpochList) -> Grouping | None:
         """Return this device's group; a newcomer for whom there is no place yet has none."""
         keys = {member.device: member.key for member in members.members}
+        label = epochs.shard_label(members.shard, members.shard_bits)
         for index, group in enumerate(groups):
             if self._device in group:
-                name = epochs.group_id(self._mark[0], members.shard, index)
+                name = epochs.group_id(self._mark[0], label, index)
                 return Grouping(self._mark[0], name, tuple((device, keys[device]) for device in group))
         return None

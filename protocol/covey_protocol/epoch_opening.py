@@ -81,6 +81,11 @@ class ShardOpening:
         self.groups: list[Grouping] = []
 
     @property
+    def label(self) -> str:
+        """The shard's name in topics and group identifiers."""
+        return epochs.shard_label(self.shard, self._bits)
+
+    @property
     def stage(self) -> Stage:
         """Where the opening stands."""
         return self._machine.state
@@ -168,7 +173,7 @@ class ShardOpening:
         self.groups = [
             Grouping(
                 self.epoch,
-                epochs.group_id(self.epoch, self.shard, index),
+                epochs.group_id(self.epoch, self.label, index),
                 tuple((name, self._members[name]) for name in names),
             )
             for index, names in enumerate(groups)
@@ -192,4 +197,4 @@ class ShardOpening:
 
     def _publish(self, kind: str, body: bytes, roster: bytes) -> Publish:
         data = envelope.sign(body, self._context(kind, AGGREGATOR, roster), self._key)
-        return Publish(kind, str(self.shard), data)
+        return Publish(kind, self.label, data)

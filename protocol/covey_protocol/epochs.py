@@ -156,9 +156,22 @@ def cut(ordered: Sequence[str], size: int) -> list[list[str]]:
     return result
 
 
-def group_id(epoch: int, shard: int, index: int) -> str:
-    """Return the identifier of a group."""
-    return f"{epoch}-{shard}-{index}"
+def shard_label(shard: int, bits: int) -> str:
+    """Return a shard's name in topics: ``s`` and its bits.
+
+    A device does not know how many bits the fleet needs; it listens to the labels of all its prefixes.
+    """
+    return "s" + (format(shard, f"0{bits}b") if bits else "")
+
+
+def own_labels(device: str) -> list[str]:
+    """Return the labels of all shards that a device can be in."""
+    return [shard_label(shard_of(device, bits), bits) for bits in range(SHARD_BITS_MAX + 1)]
+
+
+def group_id(epoch: int, label: str, index: int) -> str:
+    """Return the identifier of a group: epoch, shard label, index."""
+    return f"{epoch}-{label}-{index}"
 
 
 def _sorted(values: Mapping[str, bytes]) -> list[list[object]]:

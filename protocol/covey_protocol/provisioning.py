@@ -1,0 +1,89 @@
+"""The provisioning bundle: what one device needs to join a fleet, in one line of text.
+
+It holds the secret half of a one-time token, so whoever has it can become that device once; it is destroyed when the
+device has made its own key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+import msgspec
+from nacl.signing import SigningKey
+
+from covey_protocol import identity
+from covey_protocol.errors import MalformedError, SignatureError
+from covey_protocol.payload import Key, Name, Payload, read, write
+from covey_protocol.policy import verify_policy
+
+PREFIX = "covey-bundle-1:"
+_MAX_TEXT = 64 * 1024
+Certificate = Annotated[bytes, msgspec.Meta(max_length=4096)]
+Pem = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
+
+
+class Broker(Payload, frozen=True, kw_only=True):
+    """Where and how to connect; certificates and keys are PEM text, empty where TLS or passwords are not used."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    username: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    password: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    ca: Pem = ""
+    certificate: Pem = ""
+    key: Pem = ""
+
+
+class Provisioning(Payload, frozen=True, kw_only=True):
+    """The content of a provisioning bundle."""
+
+    fleet: Name
+    device: Name
+    profile: Name
+    operator_key: Key
+    token: Certificate
+    token_secret: Key
+    delegation: Certificate
+    policy: Certificate
+    broker: Broker
+
+    def __repr__(self) -> str:
+        return f"Provisioning(fleet={self.fleet!r}, device={self.device!r})"
+
+    def check(self, now: int | None = None) -> None:
+        """Check that token, delegation and policy are the operator's and fit together.
+
+        Raises:
+            SignatureError: One of them does not hold, or has expired.
+            MalformedError: One of them is not what it should be.
+        """
+        token = identity.read_token(
+            self.token, operator_key=self.operator_key, fleet=self.fleet, device=self.device, now=now
+        )
+        if bytes(SigningKey(self.token_secret).verify_key) != token.token_key:
+            raise SignatureError("the bundle's secret does not belong to its token", cause="chain")
+        identity.verify_delegation(self.delegation, operator_key=self.operator_key, fleet=self.fleet, now=now)
+        verify_policy(self.policy, operator_key=self.operator_key, fleet=self.fleet)
+
+
+def encode(provisioning: Provisioning) -> str:
+    """Return the bundle as one line of text."""
+    return PREFIX + base64.urlsafe_b64encode(write(provisioning)).decode()
+
+
+def decode(text: str) -> Provisioning:
+    """Read a bundle.
+
+    Raises:
+        MalformedError: The text is not a provisioning bundle, or a part of it is lost.
+    """
+    line = text.strip()
+    if not line.startswith(PREFIX) or len(line) > _MAX_TEXT:
+        raise MalformedError(f"not a provisioning bundle: it does not begin with {PREFIX!r}")
+    try:
+        data = base64.b64decode(line[len(PREFIX) :].encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise MalformedError(f"the provisioning bundle is damaged: {error}") from error
+    return read(Provisioning, data)
