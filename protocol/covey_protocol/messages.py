@@ -29,6 +29,7 @@ RosterNames = Annotated[list[Name], msgspec.Meta(max_length=ROSTER_MAX)]
 Signed = Annotated[bytes, msgspec.Meta(max_length=_MAX_ENVELOPE)]
 SignedList = Annotated[list[tuple[Name, Signed]], msgspec.Meta(max_length=ROSTER_MAX)]
 RosterSize = Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)]
+Threshold = Annotated[int, msgspec.Meta(ge=1, le=ROSTER_MAX)]
 
 
 class State(Payload, frozen=True, kw_only=True):
@@ -168,7 +169,7 @@ class Roster(Payload, frozen=True, kw_only=True):
 
     manifest: Digest
     joins: SignedList
-    t: RosterSize
+    t: Threshold
     a_min: RosterSize
 
 
