@@ -101,14 +101,17 @@ class GroupRound:
         Raises:
             PeerError: It breaks a rule or comes late; nothing has changed.
         """
-        message = self.opened.matches(data)
-        stage, handler = {
+        stages = {
             topics.JOIN: (GroupStage.JOINING, self._on_join),
             topics.SHARES: (GroupStage.SHARING, self._on_shares),
             topics.MASKED: (GroupStage.MASKING, self._on_masked),
             topics.SURVIVORS: (GroupStage.SIGNING, self._on_consent),
             topics.UNMASK: (GroupStage.UNMASKING, self._on_reveal),
-        }[kind]
+        }
+        if kind not in stages:
+            raise RefusedError(f"{kind} is no message of a round", cause="kind")
+        stage, handler = stages[kind]
+        message = self.opened.matches(data)
         if self.stage is not stage:
             raise StaleError(f"{kind} from {name!r} in stage {self.stage}", cause="stage")
         if kind == topics.JOIN:
@@ -125,6 +128,10 @@ class GroupRound:
         """Take a masked vector whose digest the member has signed; its reassembly has checked the digest."""
         if self.stage is not GroupStage.MASKING or name in self._arrived or name not in self._masked:
             raise StaleError(f"masked vector of {name!r} in stage {self.stage}", cause="stage")
+        if len(blob) != self._vector_bytes():
+            raise RefusedError(
+                f"masked vector of {name!r} has {len(blob)} bytes instead of {self._vector_bytes()}", cause="size"
+            )
         if content_digest(blob) != self._masked[name][1]:
             raise RefusedError(f"masked vector of {name!r} is not the one it signed", cause="digest")
         vector = np.frombuffer(blob, "<u2")
@@ -294,7 +301,7 @@ class GroupRound:
             opened=self.opened,
             fleet=self._trust.fleet,
         )
-        expected = self.opened.manifest.model.bytes // 2 + 2 * len(METRICS)
+        expected = self._vector_bytes()
         if masked.vector.bytes != expected:
             raise RefusedError(f"{name!r} masked {masked.vector.bytes} bytes instead of {expected}", cause="size")
         self._masked[name] = (data, masked.vector.digest)
@@ -362,6 +369,10 @@ class GroupRound:
             )
         self._machine.advance("sum")
         return []
+
+    def _vector_bytes(self) -> int:
+        """Two bytes a parameter and metric; what a member signs and what then comes are both held to it."""
+        return self.opened.manifest.model.bytes // 2 + 2 * len(METRICS)
 
     def _current(self) -> CheckedRoster:
         assert self.roster is not None
