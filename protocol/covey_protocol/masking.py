@@ -24,6 +24,8 @@ from covey_protocol.digest import digest
 from covey_protocol.errors import RefusedError
 from covey_protocol.prg import Ring
 
+_ANY_SECRET = bytes([1]) * 32
+
 
 @dataclass(frozen=True)
 class RoundSecrets:
@@ -70,6 +72,18 @@ def self_mask_seed(scalar: bytes) -> bytes:
 def self_mask_commitment(scalar: bytes) -> bytes:
     """Return what a member publishes in JOIN so that a wrong β is noticed when it is restored."""
     return digest(self_mask_seed(scalar), person=b"covey-self-comm")
+
+
+def check_public_key(key: bytes, whose: str) -> None:
+    """Refuse a key with which everybody would arrive at the same secret.
+
+    Raises:
+        RefusedError: The key is a point of low order; the message says ``whose``.
+    """
+    try:
+        crypto_scalarmult(_ANY_SECRET, key)
+    except RuntimeError as error:
+        raise RefusedError(f"{whose} is of low order", cause="low-order-key") from error
 
 
 @dataclass(frozen=True)

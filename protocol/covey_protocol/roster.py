@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from covey_protocol import cbor, envelope, identity, topics
+from covey_protocol import cbor, envelope, identity, masking, topics
 from covey_protocol.digest import content_digest, digest, short
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
@@ -163,6 +163,8 @@ def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, groupin
             f"{name!r} was shown manifest {short(join.manifest)}, we were shown {short(opened.digest)}",
             cause="manifest",
         )
+    masking.check_public_key(join.mask_key, f"masking key of {name!r}")
+    masking.check_public_key(join.share_key, f"sharing key of {name!r}")
     return Member(place, name, who.key, who.token, join)
 
 
