@@ -48,6 +48,8 @@ def check_reveal(
     )
     for by_dealer, commit, field_name in kinds:
         for dealer, share in by_dealer.items():
+            if not shamir.is_scalar(share):
+                raise RefusedError(f"{revealer!r} revealed for {dealer!r} what is no scalar", cause="reveal")
             if dealer == revealer:
                 continue
             expected = getattr(entries[dealer][revealer], field_name)
