@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from covey_protocol import cbor
 from covey_protocol.digest import digest
-from covey_protocol.errors import LocalError
+from covey_protocol.errors import LocalError, MalformedError
 from covey_protocol.messages import SHARD_BITS_MAX, SHARD_MAX, EpochList, ListedMember
 from covey_protocol.payload import write
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
@@ -49,11 +51,13 @@ class Grouping:
     @staticmethod
     def decode(data: bytes) -> Grouping:
         """Read what ``encode`` wrote; LocalError when it is damaged."""
-        match cbor.decode(data, max_bytes=1 << 20):
-            case [int(epoch), str(group), list(members)]:
-                return Grouping(epoch, group, tuple((str(name), bytes(key)) for name, key in members))
-            case _:
-                raise LocalError("the stored grouping is damaged", cause="store")
+        try:
+            epoch, group, members = msgspec.convert(
+                cbor.decode(data, max_bytes=1 << 20), tuple[int, str, list[tuple[str, bytes]]], builtin_types=(bytes,)
+            )
+        except (MalformedError, msgspec.ValidationError) as error:
+            raise LocalError(f"the stored grouping is damaged: {error}", cause="store") from error
+        return Grouping(epoch, group, tuple(members))
 
     def digest(self) -> bytes:
         """Return the digest that JOIN is signed over."""
