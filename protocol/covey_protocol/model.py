@@ -1,7 +1,7 @@
 """Models on the wire: float32 parameters, and 16-bit steps between them.
 
-The server's step is rounded to 16 bits *before* it is applied, so a device that holds the last model fetches two bytes a
-parameter and reaches exactly the new one: ``new = old + scale · q`` in float32, one multiplication and one addition a
+The server's step is rounded to 16 bits *before* it is applied, so a device that holds the last model fetches two bytes
+a parameter and reaches exactly the new one: ``new = old + scale · q`` in float32, one multiplication and one addition a
 parameter, which IEEE 754 makes the same on every processor. The digest of the result is checked all the same.
 """
 
@@ -47,7 +47,7 @@ def make_delta(step: Weights) -> bytes:
     largest = float(np.abs(step).max(initial=0.0))
     scale = np.float32(largest / _LARGEST) or np.float32(1.0)
     steps = np.clip(np.rint(step / scale), -_LARGEST, _LARGEST).astype("<i2")
-    return scale.astype("<f4").tobytes() + steps.tobytes()
+    return b"".join((np.asarray(scale, "<f4").tobytes(), steps.tobytes()))
 
 
 def apply_delta(base: Weights, delta: bytes) -> Weights:

@@ -1,0 +1,143 @@
+"""The command ``covey-agent``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from covey_agent.connect import RunningAgent
+from covey_agent.home import STATUS_FILE, enrol, open_home
+from covey_agent.status import read_status
+from covey_protocol import __version__
+from covey_protocol.errors import ConfigError, CoveyError
+
+FAILED, BAD_CONFIG = 1, 2
+
+
+def default_home() -> Path:
+    """Return where the agent lives unless told otherwise."""
+    return Path("/var/lib/covey-agent") if os.geteuid() == 0 else Path.home() / ".covey-agent"
+
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="COVEY_AGENT_HOME",
+    default=default_home,
+    help="Folder of this device's identity and data (or COVEY_AGENT_HOME).",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="covey-agent")
+def cli() -> None:
+    """Take part in a Covey fleet: train on this device's data, and send nothing but masked updates."""
+
+
+@cli.command("enrol")
+@click.argument("bundle", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@home_option
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="The .npz file or folder to train on (default HOME/data)."
+)
+def enrol_command(bundle: Path, home: Path, data: Path | None) -> None:
+    """Make this device's key and take its identity from BUNDLE, which is destroyed.
+
+    \b
+    Example:
+      covey-agent enrol pi-kitchen.bundle --data /srv/readings.npz
+    """
+    enrolled = enrol(bundle, home, now=int(time.time()), data=str(data.absolute()) if data else "")
+    click.echo(f"{enrolled.device} is enrolled in fleet {enrolled.fleet}; home {home}")
+    click.echo(f"data: {enrolled.data_path}; start it with: covey-agent run --home {home}")
+
+
+@cli.command("run")
+@home_option
+def run_command(home: Path) -> None:
+    """Take part until stopped (Ctrl-C or SIGTERM).
+
+    \b
+    Example:
+      covey-agent run --home /var/lib/covey-agent
+    """
+    enrolled = open_home(home)
+    logging.basicConfig(
+        level=enrolled.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    running = RunningAgent(enrolled)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: running.agent.stop())
+    options = running.link.options
+    logging.getLogger("covey.agent").info(
+        "%s of fleet %s, broker %s:%s", enrolled.device, enrolled.fleet, options.host, options.port
+    )
+    running.run()
+
+
+@cli.command("status")
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status_command(home: Path, as_json: bool) -> None:
+    """Show what the agent is doing; exits 1 if it is not running.
+
+    \b
+    Example:
+      covey-agent status --json
+    """
+    enrolled = open_home(home)
+    status = read_status(home / STATUS_FILE) or {}
+    running = _is_running(status)
+    report: dict[str, Any] = {
+        "device": enrolled.device,
+        "fleet": enrolled.fleet,
+        "running": running,
+        **status,
+    }
+    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
+    sys.exit(0 if running else FAILED)
+
+
+def _is_running(status: dict[str, Any]) -> bool:
+    pid = status.get("pid")
+    return isinstance(pid, int) and Path(f"/proc/{pid}").exists()
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    lines = [f"{report['device']} of fleet {report['fleet']}: {'running' if report['running'] else 'not running'}"]
+    if report.get("group"):
+        lines.append(f"group {report['group']} (epoch {report['epoch']})")
+    if report.get("holds"):
+        lines.append(f"held back: {report['holds']}")
+    for name, task in (report.get("tasks") or {}).items():
+        lines.append(
+            f"task {name}: round {task['round']}, {task['stage']}, "
+            f"{task['rounds_closed']} rounds closed, model {task['model']}"
+        )
+    for cause, count in (report.get("refusals") or {}).items():
+        lines.append(f"refused {count} messages: {cause}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code (2 for configuration, 1 for the rest)."""
+    try:
+        cli()
+    except ConfigError as error:
+        click.echo(f"covey-agent: {error}", err=True)
+        sys.exit(BAD_CONFIG)
+    except CoveyError as error:
+        click.echo(f"covey-agent: {error}", err=True)
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The agent's home folder and how a device gets its identity.
+
+::
+
+    device.key      the device's Ed25519 seed, made here, mode 0600
+    identity.cbor   fleet, chain, operator key, delegation, policy, broker
+    agent.yaml      the owner's settings
+    agent.db        ledger and outbox
+    blobs/          models and bundles, by digest
+
+Enrolment can be cut off at any instant and repeated: the key is written first and kept, the identity appears in one
+step, and the token's secret is destroyed last.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from covey_agent.config import FILE as CONFIG_FILE
+from covey_agent.config import AgentConfig, load_config, write_config
+from covey_agent.files import destroy, write_atomically
+from covey_protocol import identity, provisioning
+from covey_protocol.errors import ConfigError, CoveyError
+from covey_protocol.identity import Chain, Delegation
+from covey_protocol.payload import Key, Name, Payload, read, write
+from covey_protocol.policy import Policy, verify_policy
+from covey_protocol.provisioning import Broker, Certificate, Provisioning
+
+KEY_FILE = "device.key"
+IDENTITY_FILE = "identity.cbor"
+DATABASE_FILE = "agent.db"
+BLOBS = "blobs"
+STATUS_FILE = "status.json"
+
+
+class StoredIdentity(Payload, frozen=True, kw_only=True):
+    """What ``identity.cbor`` holds; nothing in it is secret but the broker's password or key, if there is one."""
+
+    fleet: Name
+    device: Name
+    profile: Name
+    operator_key: Key
+    chain: Chain
+    delegation: Certificate
+    policy: Certificate
+    broker: Broker
+
+
+@dataclass(frozen=True)
+class AgentHome:
+    """An enrolled device: its key, its chain and what it trusts."""
+
+    path: Path
+    key: SigningKey = field(repr=False)
+    stored: StoredIdentity = field(repr=False)
+    delegation: Delegation
+    policy: Policy
+    config: AgentConfig
+
+    @property
+    def fleet(self) -> str:
+        """The fleet's name."""
+        return self.stored.fleet
+
+    @property
+    def device(self) -> str:
+        """This device's name."""
+        return self.stored.device
+
+    @property
+    def data_path(self) -> Path:
+        """Where the device's samples are."""
+        return self.path / self.config.data
+
+    @property
+    def database(self) -> Path:
+        """The database of ledger and outbox."""
+        return self.path / DATABASE_FILE
+
+
+def enrol(bundle_file: Path, home: Path, *, now: int | None = None, data: str = "") -> AgentHome:
+    """Turn a provisioning bundle into this device's identity.
+
+    Args:
+        bundle_file: The bundle; destroyed at the end.
+        home: The agent's home; made if it is missing.
+        now: Unix seconds to check expiries with, or None where the clock cannot be trusted.
+        data: Where the samples are, to be written into the settings.
+
+    Raises:
+        ConfigError: The bundle cannot be read, or the home belongs to another device.
+        PeerError: The bundle does not hold.
+    """
+    try:
+        bundle = provisioning.decode(bundle_file.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{bundle_file}: cannot be read: {error}") from error
+    bundle.check(now)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (home / IDENTITY_FILE).exists():
+        enrolled = open_home(home)
+        if (enrolled.fleet, enrolled.device) != (bundle.fleet, bundle.device):
+            raise ConfigError(f"{home} belongs to {enrolled.device!r} of fleet {enrolled.fleet!r} already")
+        if identity.token_id(enrolled.stored.chain.token) != identity.token_id(bundle.token):
+            raise ConfigError(f"{home} was enrolled with another token; use a new home to enrol again")
+    else:
+        key = _device_key(home)
+        write_atomically(home / IDENTITY_FILE, write(_identity(bundle, key)))
+    if not (home / CONFIG_FILE).exists():
+        write_config(home / CONFIG_FILE, AgentConfig(data=data or AgentConfig().data))
+    destroy(bundle_file)
+    return open_home(home)
+
+
+def open_home(home: Path) -> AgentHome:
+    """Read an enrolled device's home.
+
+    Raises:
+        ConfigError: It is not enrolled, incomplete or damaged; the message names the file.
+    """
+    path = home / IDENTITY_FILE
+    if not path.exists():
+        raise ConfigError(f"{home}: not enrolled; run `covey-agent enrol BUNDLE --home {home}`")
+    try:
+        stored = read(StoredIdentity, path.read_bytes())
+        key = SigningKey((home / KEY_FILE).read_bytes())
+        who = identity.verify_chain(
+            stored.chain, operator_key=stored.operator_key, fleet=stored.fleet, device=stored.device
+        )
+        if who.key != bytes(key.verify_key):
+            raise ConfigError(f"{home / KEY_FILE}: not the key that the identity was made for")
+        delegation = identity.verify_delegation(stored.delegation, operator_key=stored.operator_key, fleet=stored.fleet)
+        policy = verify_policy(stored.policy, operator_key=stored.operator_key, fleet=stored.fleet)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{home}: cannot be read: {error}") from error
+    except CoveyError as error:
+        raise ConfigError(f"{home}: damaged: {error}") from error
+    (home / BLOBS).mkdir(exist_ok=True, mode=0o700)
+    return AgentHome(home, key, stored, delegation, policy, load_config(home / CONFIG_FILE))
+
+
+def _device_key(home: Path) -> SigningKey:
+    """Return the key of an enrolment that was cut off, or make one."""
+    path = home / KEY_FILE
+    if not path.exists():
+        write_atomically(path, bytes(SigningKey.generate()))
+    seed = path.read_bytes()
+    if len(seed) != len(bytes(SigningKey.generate())) or path.stat().st_uid != os.geteuid():
+        raise ConfigError(f"{path}: not a device key of this user")
+    return SigningKey(seed)
+
+
+def _identity(bundle: Provisioning, key: SigningKey) -> StoredIdentity:
+    secret = SigningKey(bundle.token_secret)
+    endorsement = identity.endorse(secret, bundle.fleet, bundle.device, bytes(key.verify_key))
+    return StoredIdentity(
+        fleet=bundle.fleet,
+        device=bundle.device,
+        profile=bundle.profile,
+        operator_key=bundle.operator_key,
+        chain=Chain(token=bundle.token, endorsement=endorsement),
+        delegation=bundle.delegation,
+        policy=bundle.policy,
+        broker=bundle.broker,
+    )

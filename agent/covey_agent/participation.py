@@ -1,0 +1,207 @@
+"""One task on this device: from an open round to its close, over and over.
+
+Holds what outlives a round (the model, the trainer) and what a round needs before the device can join it: a grouping of
+the right epoch, the bundle, the round's model. Everything heavy runs on an executor and comes back as an event.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from covey_agent.data import Dataset
+from covey_agent.profile import FirmwareProfile
+from covey_agent.trainer import Trainer, TrainResult
+from covey_protocol import model
+from covey_protocol.bundle import Bundle
+from covey_protocol.device_round import DeviceRound
+from covey_protocol.digest import content_digest, short
+from covey_protocol.effects import Effect
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import PeerError, RefusedError
+from covey_protocol.messages import Blob, Close, Delta, Manifest
+from covey_protocol.model import Weights
+from covey_protocol.ring import Metrics
+from covey_protocol.roster import OpenRound
+from covey_protocol.round_table import DeviceStage
+
+log = logging.getLogger("covey.agent.task")
+
+GetBlob = Callable[[bytes], bytes | None]
+MakeTrainer = Callable[[Bundle], Trainer]
+LoadData = Callable[[Bundle], Dataset]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Local training that is ready to run."""
+
+    round: DeviceRound
+    trainer: Trainer
+    data: Dataset
+    weights: Weights
+
+
+class Participation:
+    """A device's part in one task.
+
+    Args:
+        task: The task's name.
+        profile: Limits of this device.
+        get_blob: Returns a blob that is on disk.
+        make_trainer: Builds a trainer for a bundle and replays its self-test.
+        load_data: Reads the device's samples for a bundle.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        profile: FirmwareProfile,
+        get_blob: GetBlob,
+        make_trainer: MakeTrainer,
+        load_data: LoadData,
+    ) -> None:
+        self.task = task
+        self._profile, self._get_blob = profile, get_blob
+        self._make_trainer, self._load_data = make_trainer, load_data
+        self._pending: OpenRound | None = None
+        self.round: DeviceRound | None = None
+        self._bundle_digest = b""
+        self._trainer: Trainer | None = None
+        self._data: Dataset | None = None
+        self.weights: Weights | None = None
+        self._model_digest = b""
+        self._result: TrainResult | None = None
+        self._training = False
+        self.closed = 0
+
+    def opened(self, round_: OpenRound) -> None:
+        """Consider a new round; it replaces an older one.
+
+        Raises:
+            RefusedError: This device cannot serve it; the message names the limit.
+        """
+        newest = self._pending or (self.round.opened if self.round else None)
+        if newest is not None and (round_.round, round_.attempt) <= (newest.round, newest.attempt):
+            return
+        manifest, profile = round_.manifest, self._profile
+        if manifest.model.bytes > profile.model_bytes_max:
+            raise RefusedError(
+                f"a model of {manifest.model.bytes} bytes; profile {profile.name} allows {profile.model_bytes_max}",
+                cause="profile",
+            )
+        if manifest.plan.batch_size > profile.batch_size_max:
+            raise RefusedError(
+                f"batches of {manifest.plan.batch_size}; profile {profile.name} allows {profile.batch_size_max}",
+                cause="profile",
+            )
+        self._pending = round_
+
+    def missing(self) -> list[Blob]:
+        """Return the blobs that have to come before the pending round can be joined."""
+        if self._pending is None:
+            return []
+        manifest = self._pending.manifest
+        if self._trainer is None or self._bundle_digest != manifest.bundle.digest:
+            bundle = self._get_blob(manifest.bundle.digest)
+            if bundle is None:
+                return [manifest.bundle]
+            self._use_bundle(bundle, manifest)
+        return self._missing_model(manifest)
+
+    def ready(self, grouping: Grouping | None) -> OpenRound | None:
+        """Return the pending round if it can be joined now."""
+        if self._pending is None or grouping is None or grouping.epoch != self._pending.manifest.epoch:
+            return None
+        return None if self.missing() else self._pending
+
+    def joined(self, round_: DeviceRound) -> None:
+        """Note that the pending round was joined."""
+        self._pending, self.round = None, round_
+        self._result, self._training = None, False
+
+    def give_up(self) -> None:
+        """Drop the pending round."""
+        self._pending = None
+
+    def job(self) -> Job | None:
+        """Return local training when it is time for it: as soon as shares are dealt, before D is known."""
+        if self.round is None or self._training or self.round.stage is not DeviceStage.SHARED:
+            return None
+        assert self._trainer is not None and self._data is not None and self.weights is not None
+        self._training = True
+        return Job(self.round, self._trainer, self._data, self.weights)
+
+    def trained(self, round_: DeviceRound, result: TrainResult) -> None:
+        """Take the result of local training."""
+        if round_ is self.round:
+            self._result = result
+
+    def mask(self) -> list[Effect]:
+        """Mask the update once it is there and D is known."""
+        if self.round is None or self._result is None or self.round.stage is not DeviceStage.DEALT:
+            return []
+        result, self._result = self._result, None
+        metrics = Metrics(loss=result.loss, accuracy=result.accuracy, samples=result.samples, norm=0.0)
+        return self.round.trained(result.update, metrics)
+
+    def close(self, close: Close) -> list[Blob]:
+        """Take the round's new model: return what has to be fetched for it, if anything."""
+        self.closed += 1
+        if self._model_digest == close.delta.base and self._get_blob(close.delta.blob.digest) is None:
+            return [close.delta.blob]
+        return []
+
+    def _use_bundle(self, data: bytes, manifest: Manifest) -> None:
+        bundle = Bundle.decode(data)
+        if 4 * bundle.dimension != manifest.model.bytes:
+            raise RefusedError("bundle and manifest disagree about the model's size", cause="model")
+        self._data = self._load_data(bundle)
+        self._trainer = self._make_trainer(bundle)
+        self._bundle_digest = manifest.bundle.digest
+        if self.weights is None or len(self.weights) != bundle.dimension:
+            self._set_model(np.ascontiguousarray(bundle.weights, np.float32))
+
+    def _missing_model(self, manifest: Manifest) -> list[Blob]:
+        wanted = manifest.model.digest
+        if self._model_digest == wanted:
+            return []
+        stored = self._get_blob(wanted)
+        if stored is not None:
+            weights = model.from_bytes(stored)
+            if len(weights) * 4 != manifest.model.bytes:
+                raise RefusedError("the model is not of the manifest's size", cause="model")
+            self._set_model(weights)
+            return []
+        if manifest.delta is not None and manifest.delta.base == self._model_digest:
+            return self._by_delta(manifest.delta, wanted)
+        return [manifest.model]
+
+    def _by_delta(self, delta: Delta, wanted: bytes) -> list[Blob]:
+        data = self._get_blob(delta.blob.digest)
+        if data is None:
+            return [delta.blob]
+        assert self.weights is not None
+        weights = model.apply_delta(self.weights, data)
+        if model.model_digest(weights) != wanted:
+            raise RefusedError(f"the delta does not lead to model {short(wanted)}", cause="model")
+        self._set_model(weights)
+        return []
+
+    def _set_model(self, weights: Weights) -> None:
+        self.weights = weights
+        self._model_digest = content_digest(model.to_bytes(weights))
+
+    @property
+    def model_digest(self) -> bytes:
+        """Digest of the model that this device has."""
+        return self._model_digest
+
+
+def refusal(error: PeerError, task: str) -> str:
+    """Say in words why a round of a task is not joined."""
+    return f"not taking part in {task!r}: {error}"
