@@ -40,7 +40,11 @@ class Case:
 def gemm(flip_a: int, flip_b: int, alpha: float, beta: float, bias: tuple[int, ...]) -> Case:
     attributes = {"transA": flip_a, "transB": flip_b, "alpha": alpha, "beta": beta}
     return Case(
-        [node("Gemm", ["p", "q", "c"], "w", **attributes), node("Gemm", ["x", "w"], "logits")],
+        [
+            node("Gemm", ["p", "q", "c"], "w", **attributes),
+            node("Tanh", ["w"], "t"),
+            node("Gemm", ["x", "t"], "logits"),
+        ],
         {"p": (4, 3) if flip_a else (3, 4), "q": (2, 4) if flip_b else (4, 2), "c": bias},
     )
 
@@ -57,10 +61,11 @@ CASES = {
     "Tanh": after_linear(node("Tanh", ["h"], "logits")),
     "Add a row": after_linear(node("Add", ["h", "a"], "logits"), a=(2,)),
     "Add a matrix of one row": after_linear(node("Add", ["a", "h"], "logits"), a=(1, 2)),
-    "Add a single number": after_linear(node("Add", ["h", "a"], "logits"), a=(1,)),
+    "Add a single number": after_linear(node("Add", ["h", "a"], "g"), node("Tanh", ["g"], "logits"), a=(1,)),
     "Add to itself": after_linear(node("Add", ["h", "h"], "logits")),
     "Add a column and a row": Case(
-        [node("Add", ["p", "q"], "w"), node("MatMul", ["x", "w"], "logits")], {"p": (3, 1), "q": (2,)}
+        [node("Add", ["p", "q"], "w"), node("Tanh", ["w"], "t"), node("MatMul", ["x", "t"], "logits")],
+        {"p": (3, 1), "q": (2,)},
     ),
     "Sub a row": after_linear(node("Sub", ["h", "a"], "logits"), a=(2,)),
     "Sub from a row": after_linear(node("Sub", ["a", "h"], "logits"), a=(2,)),
@@ -186,6 +191,8 @@ def test_gradients_match_finite_differences(name: str) -> None:
     assert loss == pytest.approx(reference_loss(forward, inputs, y), rel=1e-5)
     for parameter, gradient in zip(graphs.parameters, gradients, strict=True):
         expected = finite_difference(forward, inputs, y, parameter)
+        # A softmax ignores what all logits share; a case whose gradient vanishes would test nothing.
+        assert np.abs(expected).max() > 1e-3, parameter
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5, err_msg=parameter)
 
 
