@@ -1,0 +1,17 @@
+"""The committed vectors are what their script makes; the modules' own tests hold Covey to them."""
+
+from __future__ import annotations
+
+import pytest
+from tests.protocol.vectors import make
+
+FILES = make.build()
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_vectors_are_what_their_script_makes(file: str) -> None:
+    assert (make.FOLDER / file).read_text() == FILES[file]
+
+
+def test_no_vectors_without_a_script() -> None:
+    assert {path.name for path in make.FOLDER.glob("*.json")} == set(FILES)
