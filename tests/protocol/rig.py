@@ -33,6 +33,17 @@ from covey_protocol.ring import Metrics
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import DeviceStage
 
+# X25519 keys of low order, on the curve and its twist, in all their encodings that matter.
+LOW_ORDER = [
+    bytes(32),
+    (1).to_bytes(32, "little"),
+    (2**255 - 20).to_bytes(32, "little"),
+    (2**255 - 19).to_bytes(32, "little"),
+    (2**255 - 18).to_bytes(32, "little"),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
+
 FLEET = "meadow"
 TASK = "digits"
 WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
