@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from covey_protocol.identity import AGGREGATOR, PinnedKeys
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.messages import Have, State, Want
 from covey_protocol.payload import read, write
+from covey_protocol.refusals import Refusals
 from covey_protocol.roster import Trust, read_open
 
 log = logging.getLogger("covey.agent")
@@ -119,8 +119,7 @@ class Agent:
         self._link: Link | None = None
         self._group_topic = ""
         self._holds = ""
-        self.refusals: Counter[str] = Counter()
-        self._complained: set[tuple[str, str]] = set()
+        self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
 
     def deliver(self, topic: str, payload: bytes) -> None:
@@ -183,7 +182,7 @@ class Agent:
                 for task, part in self._tasks.items()
             },
             "exposures": self.ledger.exposures(),
-            "refusals": dict(self.refusals),
+            "refusals": dict(self.refusals.counts),
         }
 
     def _handle(self, event: _Message | _Connected | _Trained) -> None:
@@ -198,13 +197,8 @@ class Agent:
             self._refuse(error, event.topic if isinstance(event, _Message) else type(event).__name__.strip("_").lower())
 
     def _refuse(self, error: Exception, where: str) -> None:
-        """Count what went wrong, and log each cause once a topic; repetitions only at debug level."""
-        cause = error.cause if isinstance(error, CoveyError) else "value"
-        self.refusals[cause] += 1
-        quiet = isinstance(error, StaleError) or (cause, where) in self._complained
-        self._complained.add((cause, where))
-        level = logging.DEBUG if quiet else logging.ERROR if isinstance(error, LocalError) else logging.WARNING
-        log.log(level, "%s: %s (%s): %s", self.home.device, where, cause, error)
+        level = self.refusals.note(error, where)
+        log.log(level, "%s: refused on %s: %s", self.home.device, where, error)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         place = topics.parse(topic)

@@ -1,0 +1,169 @@
+"""``covey device``: invite devices and look at them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import click
+
+from covey_aggregator.files import replace
+from covey_aggregator.home import BUNDLES, DATABASE_FILE, open_server
+from covey_aggregator.operator import open_operator
+from covey_aggregator.store import Store
+from covey_protocol import provisioning, topics
+from covey_protocol.digest import short
+from covey_protocol.errors import ConfigError
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_UNITS = {"m": 60, "h": 3600, "d": 86400}
+home_option = click.option("--home", type=_FOLDER, envvar="COVEY_HOME", required=True, help="The server's home.")
+
+
+@click.group()
+def device() -> None:
+    """Invite devices into the fleet and see how they are."""
+
+
+@device.command("add")
+@click.argument("name")
+@home_option
+@click.option("--operator", "ophome", type=_FOLDER, help="The operator's home, if it has moved since `covey init`.")
+@click.option("--profile", default="pi-4", show_default=True, help="Firmware profile.")
+@click.option("--count", default=1, show_default=True, help="Make NAME-1, NAME-2, … instead of one NAME.")
+@click.option(
+    "--expires", default="7d", show_default=True, help="How long the bundle is good for: 30m, 12h, 7d or never."
+)
+@click.option("--out", type=_FOLDER, help="Folder for the bundles (default HOME/bundles).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def add(
+    name: str, home: Path, ophome: Path | None, profile: str, count: int, expires: str, out: Path | None, as_json: bool
+) -> None:
+    """Make a one-time provisioning bundle for a device; copy it there and run `covey-agent enrol`.
+
+    \b
+    Examples:
+      covey device add pi-kitchen --home home
+      covey device add pi --count 20 --home home --expires 12h
+    """
+    server = open_server(home)
+    operator = open_operator(ophome or Path(server.settings.operator_home))
+    if operator.public_key != server.operator_key:
+        raise ConfigError(f"{operator.path}: not the operator of {home}")
+    if count < 1:
+        raise ConfigError(f"--count {count}: at least 1")
+    seconds = _seconds(expires)
+    names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+    topics.check_name(profile, "profile")
+    folder = out or home / BUNDLES
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = Store(home / DATABASE_FILE)
+    known = {row.name for row in store.devices()}
+    taken = sorted(known.intersection(names))
+    if taken:
+        raise ConfigError(f"already in the fleet: {', '.join(taken)}")
+    files = []
+    for one in names:
+        bundle = operator.provision(
+            one,
+            profile=profile,
+            seconds=seconds,
+            delegation=server.delegation,
+            broker=server.broker_for_devices(),
+        )
+        path = folder / f"{one}.bundle"
+        path.touch(mode=0o600)
+        replace(path, provisioning.encode(bundle).encode() + b"\n")
+        path.chmod(0o600)
+        store.invite(one, profile, int(time.time()) + seconds if seconds else 0)
+        files.append(str(path))
+    if as_json:
+        click.echo(json.dumps({"bundles": dict(zip(names, files, strict=True))}))
+        return
+    for file in files:
+        click.echo(file)
+    click.echo(f"Whoever has a bundle can become that device once (expires: {expires}). On the device, run:")
+    click.echo(f"  covey-agent enrol {Path(files[0]).name}")
+
+
+@device.command("list")
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(home: Path, as_json: bool) -> None:
+    """List devices that have enrolled, and bundles that were not used yet.
+
+    \b
+    Example:
+      covey device list --home home
+    """
+    open_server(home)
+    store = Store(home / DATABASE_FILE)
+    rows = store.devices()
+    enrolled = {row.name for row in rows}
+    invited = [entry for entry in store.invited() if entry[0] not in enrolled]
+    if as_json:
+        devices = [
+            {"name": row.name, "status": row.status, "profile": row.profile, "key": row.key.hex(), "seen": row.seen}
+            for row in rows
+        ]
+        click.echo(json.dumps({"devices": devices, "invited": [entry[0] for entry in invited]}, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row.name:<24} {row.status:<8} {row.profile:<16} key {short(row.key)}  seen {_ago(row.seen)}")
+    for name, profile, _ in invited:
+        click.echo(f"{name:<24} {'invited':<8} {profile:<16}")
+    if not rows and not invited:
+        click.echo("no devices yet; make a bundle with: covey device add NAME")
+
+
+@device.command("show")
+@click.argument("name")
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, home: Path, as_json: bool) -> None:
+    """Show one device.
+
+    \b
+    Example:
+      covey device show pi-kitchen --home home
+    """
+    open_server(home)
+    row = next((row for row in Store(home / DATABASE_FILE).devices() if row.name == name), None)
+    if row is None:
+        raise ConfigError(f"there is no device {name!r}; see `covey device list`")
+    details = {
+        "name": row.name,
+        "status": row.status,
+        "profile": row.profile,
+        "software": row.software,
+        "holds": row.holds,
+        "key": row.key.hex(),
+        "token": short(row.token),
+        "joined_rounds": row.sequence,
+        "seen": row.seen,
+    }
+    if as_json:
+        click.echo(json.dumps(details, indent=2))
+        return
+    for key, value in details.items():
+        click.echo(f"{key:<14} {_ago(row.seen) if key == 'seen' else value}")
+
+
+def _seconds(text: str) -> int:
+    """Read a span such as 7d; "never" is 0."""
+    if text == "never":
+        return 0
+    match = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(f"--expires {text!r}: write a number and m, h or d, such as 7d, or never")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _ago(at: float) -> str:
+    seconds = max(0, int(time.time() - at))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} ago"
+    return f"{seconds}s ago"

@@ -1,0 +1,91 @@
+"""From the groups' sums to a new model: the heavy part of a round's close, done off the event loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from covey_aggregator.evaluate import Evaluator
+from covey_aggregator.rules import cap_norms, rule
+from covey_protocol import model
+from covey_protocol.model import Weights
+from covey_protocol.prg import Ring
+from covey_protocol.ring import Metrics, RingScale, decode_mean, out_of_range
+
+_DITHER = 1e-4
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """One group's outcome: mean update, shape (d,), mean metrics, and how many are in it."""
+
+    update: Weights
+    metrics: Metrics
+    count: int
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A round's outcome."""
+
+    weights: Weights
+    delta: bytes
+    accuracy: float | None
+    loss: float | None
+    federated_accuracy: float
+    federated_loss: float
+    update_norm: float
+
+
+def group_mean(total: Ring, count: int, scale: RingScale) -> GroupMean | None:
+    """Decode a group's sum; None if no honest members can have produced it."""
+    if out_of_range(total, count, scale):
+        return None
+    update, metrics = decode_mean(total, count, scale)
+    return GroupMean(update, metrics, count)
+
+
+def combine(
+    weights: Weights, groups: Mapping[str, GroupMean], *, rule_name: str, beta: float, evaluator: Evaluator | None
+) -> Combined:
+    """Combine the groups' means into the next model.
+
+    Args:
+        weights: The round's model.
+        groups: At least one group.
+        rule_name: Which rule works across groups; with fewer than three there is nothing to trim.
+        beta: The rule's share.
+        evaluator: Measures the new model on held-out data, where there is any.
+
+    Returns:
+        The new model, reached exactly by the 16-bit delta that devices fetch.
+    """
+    means = [groups[name] for name in sorted(groups)]
+    rows = cap_norms(np.stack([mean.update for mean in means]))
+    step = rule(rule_name)(rows, beta)
+    delta = model.make_delta(step)
+    updated = model.apply_delta(weights, delta)
+    loss, accuracy = evaluator(updated) if evaluator else (None, None)
+    return Combined(
+        weights=updated,
+        delta=delta,
+        accuracy=accuracy,
+        loss=loss,
+        federated_accuracy=float(np.median([mean.metrics.accuracy for mean in means])),
+        federated_loss=float(np.median([mean.metrics.loss for mean in means])),
+        update_norm=float(np.median([mean.metrics.norm for mean in means])),
+    )
+
+
+def dithered(weights: Weights, entropy: bytes) -> bytes:
+    """Return a delta to a model that differs by a ten-thousandth of its size, in random directions.
+
+    A round that failed after devices had signed a set cannot be tried again on the same model: they sign one set for
+    one model, ever. The new one is close to the old, and what that can reveal is stated in the threat model.
+    """
+    size = float(np.linalg.norm(weights)) / math.sqrt(max(1, len(weights))) or 1.0
+    rng = np.random.default_rng(int.from_bytes(entropy, "big"))
+    return model.make_delta(rng.uniform(-1, 1, len(weights)).astype(np.float32) * np.float32(_DITHER * size))

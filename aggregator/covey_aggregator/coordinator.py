@@ -1,0 +1,483 @@
+"""What the aggregator does next: gather devices, draw groups, run rounds, close tasks.
+
+No sockets, threads or clocks: messages and times come in, effects go out, and heavy work (sums, combining) is handed to
+the caller as a job and comes back by ``summed`` and ``combined``. Every transition is in the store before its effects
+are returned. One task runs at a time; others wait in the order in which they were started.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nacl.bindings import crypto_scalarmult_base
+
+from covey_aggregator.combine import Combined, GroupMean, dithered
+from covey_aggregator.evaluate import Evaluator
+from covey_aggregator.grouping import EpochRun
+from covey_aggregator.home import MODELS, ServerHome
+from covey_aggregator.models import ModelFolder
+from covey_aggregator.records import RoundRecord
+from covey_aggregator.registry import Registry
+from covey_aggregator.round_run import ROUND_KINDS, RoundRun
+from covey_aggregator.store import Store, TaskRow
+from covey_aggregator.task import Task
+from covey_protocol import envelope, model, topics
+from covey_protocol.bundle import Bundle
+from covey_protocol.digest import content_digest, digest
+from covey_protocol.effects import Effect, Note, Publish
+from covey_protocol.errors import CoveyError, StaleError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.machine import Machine
+from covey_protocol.messages import Blob, Close, Delta, Manifest
+from covey_protocol.model import Weights
+from covey_protocol.payload import write
+from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.thresholds import ROSTER_MIN
+
+
+class Phase(StrEnum):
+    """What the coordinator is doing."""
+
+    IDLE = "idle"
+    GATHERING = "gathering"
+    GROUPING = "grouping"
+    ROUND = "round"
+    COMBINING = "combining"
+
+
+TABLE = {
+    Phase.IDLE: {"task": Phase.GATHERING},
+    Phase.GATHERING: {"enough": Phase.GROUPING, "grouped": Phase.ROUND, "end": Phase.IDLE},
+    Phase.GROUPING: {"groups": Phase.ROUND, "failed": Phase.GATHERING, "end": Phase.IDLE},
+    Phase.ROUND: {"over": Phase.COMBINING, "failed": Phase.GATHERING, "end": Phase.IDLE},
+    Phase.COMBINING: {"next": Phase.GATHERING, "end": Phase.IDLE},
+}
+
+_EPOCH_WINDOW = 10.0
+
+
+@dataclass
+class _Running:
+    """The task that runs."""
+
+    task: Task
+    round: int
+    attempt: int
+    weights: Weights
+    bundle: Blob
+    evaluator: Evaluator | None
+    delta: Delta | None = None
+    failures: int = 0
+    announced: bool = False
+
+
+class Coordinator:
+    """The aggregator's decisions.
+
+    Args:
+        home: The server's home.
+        store: Its database.
+        entropy: Source of uniform bytes.
+        wall_clock: Unix seconds, for expiries and records.
+    """
+
+    def __init__(
+        self,
+        home: ServerHome,
+        store: Store,
+        *,
+        entropy: Callable[[int], bytes],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._home, self._store, self._entropy, self._wall = home, store, entropy, wall_clock
+        self._trust: Trust = home.trust(store.pins())
+        self.registry = Registry(self._trust, store)
+        self.models = ModelFolder(home.path / MODELS)
+        self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
+        self._groupings = store.groupings()
+        self._rounds_in_epoch = 0
+        self._regroup = "" if self._groupings else "there are no groups yet"
+        self._running: _Running | None = None
+        self._epoch: EpochRun | None = None
+        self.run: RoundRun | None = None
+        self._last_arrival = 0.0
+
+    @property
+    def phase(self) -> Phase:
+        """What is going on."""
+        return self._machine.state
+
+    @property
+    def task(self) -> Task | None:
+        """The task that runs."""
+        return self._running.task if self._running else None
+
+    def receive(self, topic: topics.Topic, data: bytes, now: float) -> list[Effect]:
+        """Take a device's message.
+
+        Raises:
+            PeerError: It breaks a rule; nothing has changed.
+        """
+        device, kind = topic.device, topic.kind
+        if kind == topics.STATE:
+            seen = self.registry.state(device, data, self._wall())
+            self._last_arrival = now if seen.status == "online" else self._last_arrival
+            return [Note("enrolled", f"{device} has joined the fleet")] if seen.new else []
+        if not self.registry.knows(device):
+            raise StaleError(f"{kind} from {device!r}, who has not shown an identity", cause="unknown-device")
+        if kind in (topics.COMMITMENT, topics.OPENING):
+            if self._epoch is None:
+                raise StaleError(f"{kind} from {device!r}: no epoch is being opened", cause="stage")
+            return self._epoch.receive(kind, device, data, now) + self._after(now)
+        if kind in ROUND_KINDS:
+            if self.run is None:
+                raise StaleError(f"{kind} from {device!r}: no round is open", cause="stage")
+            return self._guard_signing(self.run.receive(kind, device, data, now)) + self._after(now)
+        raise StaleError(f"{kind} is not for the coordinator", cause="kind")
+
+    def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
+        """Take a masked vector that was put together from its pieces.
+
+        Raises:
+            PeerError: It is not expected, or not the one that was signed.
+        """
+        if self.run is None:
+            raise StaleError(f"masked vector of {device!r}: no round is open", cause="stage")
+        return self._guard_signing(self.run.vector(device, blob, now)) + self._after(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let time pass: start what waits, end what has run out."""
+        effects: list[Effect] = []
+        if self._epoch is not None:
+            effects += self._epoch.tick(now)
+        if self.run is not None:
+            effects += self._guard_signing(self.run.tick(now))
+        return effects + self._after(now)
+
+    def summed(self, group: str, mean: GroupMean | None, reason: str, now: float) -> list[Effect]:
+        """Take a group's sum from the job that made it."""
+        if self.run is None or group not in self.run.groups:
+            return []
+        return self.run.summed(group, mean, reason, now) + self._after(now)
+
+    def combined(self, outcome: Combined, now: float) -> list[Effect]:
+        """Take the new model from the job that made it: store, sign and publish it."""
+        running, run = self._busy()
+        base, weights = model.model_digest(running.weights), outcome.weights
+        if model.model_digest(weights) == base:
+            # No movement at all: a new round still needs a model that nobody has signed a set for.
+            delta = dithered(weights, self._entropy(32))
+            weights = model.apply_delta(weights, delta)
+        else:
+            delta = outcome.delta
+        record = self._record(running, run, outcome, now, weights)
+        effects = self._adopt(running, weights, delta)
+        self._store.end_round(running.task.name, record, model.model_digest(weights))
+        effects = [self._close(running, run, record), *effects, self._note(record, running)]
+        self.run = None
+        running.failures = 0
+        self._rounds_in_epoch += 1
+        self._regroup = self._reason_to_regroup(run)
+        if running.round >= running.task.rounds:
+            return effects + self._finish(running, "done", "")
+        running.round, running.attempt = running.round + 1, 0
+        self._machine.advance("next")
+        return effects + self._after(now)
+
+    def combine_inputs(self) -> tuple[Weights, dict[str, GroupMean], Task, Evaluator | None]:
+        """Return what the combining job needs."""
+        running, run = self._busy()
+        return running.weights, dict(run.means), running.task, running.evaluator
+
+    def stop_task(self, name: str) -> list[Effect]:
+        """End a task before its time."""
+        if self._running is None or self._running.task.name != name:
+            return []
+        self.run, self._epoch = None, None
+        return self._finish(self._running, "stopped", "stopped by the operator")
+
+    def give_up(self, reason: str) -> list[Effect]:
+        """End the running task because of a failure of our own."""
+        assert self._running is not None
+        self.run = None
+        return self._finish(self._running, "failed", reason)
+
+    # What follows from the present state
+
+    def _after(self, now: float) -> list[Effect]:
+        """Move on as far as the present state allows."""
+        effects: list[Effect] = []
+        while True:
+            phase = self.phase
+            if phase is Phase.IDLE:
+                effects += self._next_task(now)
+            elif phase is Phase.GATHERING:
+                effects += self._gathered(now)
+            elif phase is Phase.GROUPING and self._epoch is not None and self._epoch.over:
+                effects += self._grouped(now)
+            elif phase is Phase.ROUND and self.run is not None and self.run.over:
+                effects += self._round_over(now)
+            if self.phase is phase:
+                return effects
+
+    def _next_task(self, now: float) -> list[Effect]:
+        waiting = [row for row in self._store.tasks() if row.status in ("running", "queued")]
+        if not waiting:
+            return []
+        row = sorted(waiting, key=lambda candidate: candidate.status != "running")[0]
+        try:
+            self._running = self._load(row)
+        except CoveyError as error:
+            self._store.set_status(row.task.name, "failed", str(error))
+            return [Note("task-failed", f"task {row.task.name}: {error}")]
+        self._machine.advance("task")
+        self._last_arrival = now
+        self._store.set_status(row.task.name, "running")
+        return [Note("task", f"task {row.task.name}: gathering devices")]
+
+    def _load(self, row: TaskRow) -> _Running:
+        """Read a task's files; a task that was running goes on with its last model in a new attempt."""
+        data = Path(row.task.bundle).read_bytes() if not row.model else self.models.bundle(row.task.name)
+        bundle = Bundle.decode(data)
+        self.models.put_bundle(row.task.name, data)
+        weights = self.models.load(row.model) if row.model else bundle.weights
+        held_out = Evaluator(bundle, Path(row.task.held_out)) if row.task.held_out else None
+        running = _Running(
+            task=row.task,
+            round=max(1, row.round),
+            attempt=row.attempt,
+            weights=weights,
+            bundle=Blob(digest=content_digest(data), bytes=len(data)),
+            evaluator=held_out,
+        )
+        if any(
+            record.round == row.round
+            for record in self._store.rounds(row.task.name)
+            if record.groups_aborted < record.groups
+        ):
+            running.round, running.attempt = row.round + 1, 0
+        if row.signed_model and row.signed_model == model.model_digest(weights):
+            self._dither(running)
+        self.models.keep(model.to_bytes(running.weights))
+        return running
+
+    def _dither(self, running: _Running) -> None:
+        """Step to a model of another digest, because devices have signed a set for this one."""
+        base = model.model_digest(running.weights)
+        delta = dithered(running.weights, self._entropy(32))
+        running.weights = model.apply_delta(running.weights, delta)
+        running.delta = Delta(base=base, blob=Blob(digest=content_digest(delta), bytes=len(delta)))
+        self.models.keep(model.to_bytes(running.weights))
+        self.models.keep(delta)
+
+    def _gathered(self, now: float) -> list[Effect]:
+        assert self._running is not None
+        task, online = self._running.task, self.registry.online()
+        if self._groupings and not self._regroup and self._viable():
+            self._machine.advance("grouped")
+            return self._open_round(now)
+        first = (self._running.round, self._running.attempt) == (1, 0)
+        needed = max(self._home.policy.list_min, task.devices_min if first else 0)
+        if len(online) < needed or now < self._last_arrival + task.settle:
+            return []
+        self._epoch = EpochRun(
+            fleet=self._home.fleet,
+            key=self._home.key,
+            store=self._store,
+            members=online,
+            group_size=task.group_size,
+            list_min=self._home.policy.list_min,
+            window=min(_EPOCH_WINDOW, task.windows.join),
+        )
+        self._machine.advance("enough")
+        note = Note(
+            "epoch", f"epoch {self._epoch.epoch} of {len(online)} devices: {self._regroup or 'groups are too small'}"
+        )
+        return [note, *self._epoch.start(now)]
+
+    def _viable(self) -> bool:
+        """Whether any group still has enough members that are there."""
+        online = self.registry.online()
+        return any(
+            sum(name in online for name, _ in grouping.members) >= self._home.policy.n_min
+            for grouping in self._groupings
+        )
+
+    def _grouped(self, now: float) -> list[Effect]:
+        assert self._epoch is not None and self._running is not None
+        groupings = self._epoch.groupings()
+        self._epoch = None
+        if not groupings:
+            self._machine.advance("failed")
+            self._last_arrival = now
+            return self._failed("no groups came about")
+        self._store.put_groupings(groupings)
+        self._groupings, self._rounds_in_epoch, self._regroup = groupings, 0, ""
+        self._machine.advance("groups")
+        sizes = sorted(len(grouping.members) for grouping in groupings)
+        return [Note("groups", f"{len(groupings)} groups of {sizes[0]} to {sizes[-1]}"), *self._open_round(now)]
+
+    def _open_round(self, now: float) -> list[Effect]:
+        assert self._running is not None
+        running, task = self._running, self._running.task
+        running.attempt += 1
+        secret = self._entropy(32)
+        sealing = (secret, crypto_scalarmult_base(secret))
+        current = model.to_bytes(running.weights)
+        manifest = Manifest(
+            epoch=self._groupings[0].epoch,
+            bundle=running.bundle,
+            model=Blob(digest=content_digest(current), bytes=len(current)),
+            delta=running.delta,
+            plan=task.local,
+            clip=task.clip,
+            n_min=self._home.policy.n_min,
+            n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
+            windows=task.windows,
+            sealing_key=sealing[1],
+            last=running.round >= task.rounds,
+        )
+        body = write(manifest)
+        opened = OpenRound(task.name, running.round, running.attempt, manifest, digest(body, person=b"covey-manifest"))
+        self._store.begin_round(task.name, running.round, running.attempt, manifest.model.digest)
+        self.run = RoundRun(
+            opened=opened,
+            groupings=self._groupings,
+            trust=self._trust,
+            key=self._home.key,
+            sealing=sealing,
+            sequences=self.registry.sequences,
+            now=now,
+        )
+        context = opened.context(self._home.fleet, topics.OPEN, AGGREGATOR)
+        effects: list[Effect] = [
+            Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
+        ]
+        if not running.announced:
+            running.announced = True
+            effects.append(Publish(topics.BLOB, running.bundle.digest.hex(), self.models.bundle(task.name)))
+        return effects
+
+    def _guard_signing(self, effects: list[Effect]) -> list[Effect]:
+        """Before a set is published for signing, remember that this model is spent; before a roster, the sequences."""
+        assert self.run is not None
+        if self.run.reached_signing and self._running is not None:
+            self._store.mark_signed(self._running.task.name, self.run.opened.manifest.model.digest)
+        published = {effect.id for effect in effects if isinstance(effect, Publish) and effect.kind == topics.ROSTER}
+        for group in published:
+            self.registry.save_sequences([name for name, _ in self.run.groups[group].grouping.members])
+        return effects
+
+    def _round_over(self, now: float) -> list[Effect]:
+        running, run = self._busy()
+        if run.means:
+            self._machine.advance("over")
+            return []
+        self._store.end_round(
+            running.task.name,
+            self._record(running, run, None, now, running.weights),
+            model.model_digest(running.weights),
+        )
+        self._machine.advance("failed")
+        if run.reached_signing:
+            self._dither(running)
+        self._regroup = "every group of the last round aborted"
+        self._last_arrival = now
+        self.run = None
+        return self._failed(f"round {running.round}.{running.attempt}: every group aborted")
+
+    def _failed(self, reason: str) -> list[Effect]:
+        assert self._running is not None
+        self._running.failures += 1
+        if self._running.failures >= self._running.task.attempts:
+            return self._finish(self._running, "failed", f"{reason} ({self._running.failures} times in a row)")
+        return [Note("round-failed", reason)]
+
+    def _finish(self, running: _Running, status: str, reason: str) -> list[Effect]:
+        self._store.set_status(running.task.name, status, reason)
+        self._machine.advance("end")
+        self._running = None
+        text = f"task {running.task.name}: {status}{': ' + reason if reason else ''}"
+        return [Publish(topics.OPEN, running.task.name, b"", retain=True), Note("task", text)]
+
+    def _reason_to_regroup(self, run: RoundRun) -> str:
+        """Say why a new epoch is due, or return nothing."""
+        assert self._running is not None
+        if self._rounds_in_epoch >= self._running.task.epoch_rounds:
+            return f"{self._rounds_in_epoch} rounds have passed"
+        fallen = [name for name, group in run.groups.items() if group.aborted is not None]
+        if fallen:
+            return f"group {', '.join(fallen)} fell under its floor"
+        grouped = {name for grouping in self._groupings for name, _ in grouping.members}
+        waiting = set(self.registry.online()) - grouped
+        return f"{len(waiting)} newcomers wait" if len(waiting) >= ROSTER_MIN else ""
+
+    def _adopt(self, running: _Running, weights: Weights, delta: bytes) -> list[Effect]:
+        """Make a model the task's current one and keep it on disk."""
+        base = model.model_digest(running.weights)
+        running.weights = weights
+        running.delta = Delta(base=base, blob=Blob(digest=content_digest(delta), bytes=len(delta)))
+        self.models.keep(model.to_bytes(weights))
+        return [self._publish_blob(delta)]
+
+    def _publish_blob(self, data: bytes) -> Publish:
+        return Publish(topics.BLOB, self.models.keep(data).hex(), data)
+
+    def _close(self, running: _Running, run: RoundRun, record: RoundRecord) -> Publish:
+        assert running.delta is not None
+        current = model.to_bytes(running.weights)
+        close = Close(
+            model=Blob(digest=content_digest(current), bytes=len(current)),
+            delta=running.delta,
+            groups_closed=record.groups - record.groups_aborted,
+            groups_aborted=record.groups_aborted,
+            participants=record.participants,
+            accuracy=record.accuracy,
+        )
+        context = run.opened.context(self._home.fleet, topics.CLOSE, AGGREGATOR)
+        return Publish(topics.CLOSE, running.task.name, envelope.sign(write(close), context, self._home.key))
+
+    def _record(
+        self, running: _Running, run: RoundRun, outcome: Combined | None, now: float, weights: Weights
+    ) -> RoundRecord:
+        details = run.details()
+        joined = sum(len(detail.members) for detail in details)
+        accepted = sum(len(detail.survivors) for detail in details if not detail.cause)
+        return RoundRecord(
+            round=running.round,
+            attempt=running.attempt,
+            accuracy=outcome.accuracy if outcome else None,
+            loss=outcome.loss if outcome else None,
+            federated_accuracy=outcome.federated_accuracy if outcome else None,
+            federated_loss=outcome.federated_loss if outcome else None,
+            participants=joined,
+            accepted=accepted,
+            rejected=0,
+            dropped=joined - accepted,
+            groups=len(run.groups),
+            groups_aborted=len(run.groups) - len(run.means),
+            seconds=round(now - run.started, 3),
+            stage_seconds=run.stage_seconds(),
+            bytes_up=run.bytes_up,
+            bytes_down=run.bytes_down,
+            model=model.model_digest(weights).hex(),
+            clip=running.task.clip,
+            update_norm=outcome.update_norm if outcome else None,
+            details=details,
+        )
+
+    def _note(self, record: RoundRecord, running: _Running) -> Note:
+        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
+        return Note(
+            "round",
+            f"task {running.task.name}: round {record.round} closed with {record.accepted} devices in "
+            f"{record.groups - record.groups_aborted} of {record.groups} groups in {record.seconds:.1f} s{accuracy}",
+        )
+
+    def _busy(self) -> tuple[_Running, RoundRun]:
+        assert self._running is not None and self.run is not None
+        return self._running, self.run

@@ -1,0 +1,81 @@
+"""Files of the server's and the operator's homes: private where they hold keys, and never overwritten by accident."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import yaml
+
+from covey_protocol.errors import ConfigError
+
+PRIVATE = 0o600
+T = TypeVar("T")
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter; an existing one stays as it is."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file for its owner's eyes; an existing one is not touched.
+
+    Raises:
+        ConfigError: It exists, or cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error}") from error
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_private(path: Path, size: int) -> bytes:
+    """Read a key.
+
+    Raises:
+        ConfigError: It is missing, of the wrong size, or readable by others.
+    """
+    try:
+        data, mode = path.read_bytes(), path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if len(data) != size:
+        raise ConfigError(f"{path}: holds {len(data)} bytes where a key has {size}")
+    if mode & 0o077:
+        raise ConfigError(f"{path}: readable by others; run: chmod 600 {path}")
+    return data
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file for people to edit, unless it is there."""
+    if not path.exists():
+        replace(path, text.encode())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file in one durable step."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """Read settings against their schema.
+
+    Raises:
+        ConfigError: Not YAML, or not of the schema; the message names file and field.
+    """
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, kind)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from error

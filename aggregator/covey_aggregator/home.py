@@ -1,0 +1,147 @@
+"""The server's home: what ``covey init`` makes and ``covey serve`` runs on.
+
+::
+
+    covey.yaml         settings, for people to edit
+    aggregator.key     Ed25519 seed of the aggregator's signing key, mode 0600
+    delegation.cbor    the operator's word for it
+    policy.cbor        the operator's signed policy
+    operator.pub       the operator's public key, in hex
+    covey.db           devices, tasks, rounds (SQLite)
+    models/            bundles and models by digest
+    bundles/           provisioning bundles that ``covey device add`` wrote
+
+No operator key is ever in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+from nacl.signing import SigningKey
+
+from covey_aggregator.files import make_private_folder, read_private, read_yaml, replace, write_new, write_private
+from covey_aggregator.operator import OperatorHome
+from covey_protocol import identity, topics
+from covey_protocol.errors import ConfigError, CoveyError
+from covey_protocol.identity import PinnedKeys
+from covey_protocol.policy import Policy, verify_policy
+from covey_protocol.provisioning import Broker
+from covey_protocol.roster import Trust
+
+SETTINGS_FILE = "covey.yaml"
+KEY_FILE = "aggregator.key"
+DELEGATION_FILE = "delegation.cbor"
+POLICY_FILE = "policy.cbor"
+OPERATOR_FILE = "operator.pub"
+DATABASE_FILE = "covey.db"
+MODELS, BUNDLES = "models", "bundles"
+
+
+class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The MQTT broker; ``advertise`` is the host name that devices are given."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    advertise: str = ""
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    protocol: Literal["5", "3.1.1"] = "5"
+    max_packet_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = 128 * 1024
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``covey.yaml``."""
+
+    fleet: str
+    operator_home: str = ""
+    broker: BrokerSettings = BrokerSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True)
+class ServerHome:
+    """An opened server home."""
+
+    path: Path
+    settings: ServerSettings
+    key: SigningKey = field(repr=False)
+    operator_key: bytes
+    delegation: bytes = field(repr=False)
+    policy: Policy
+
+    @property
+    def fleet(self) -> str:
+        """The fleet's name."""
+        return self.settings.fleet
+
+    def trust(self, pins: dict[bytes, bytes]) -> Trust:
+        """Return what the aggregator takes for granted."""
+        return Trust(self.fleet, self.operator_key, bytes(self.key.verify_key), self.policy, PinnedKeys(pins))
+
+    def broker_for_devices(self) -> Broker:
+        """Return the broker as provisioning bundles name it."""
+        broker = self.settings.broker
+        ca = (self.path / broker.ca_file).read_text(encoding="ascii") if broker.ca_file else ""
+        return Broker(host=broker.advertise or broker.host, port=broker.port, ca=ca)
+
+
+def init_server(path: Path, operator: OperatorHome, broker: BrokerSettings) -> ServerHome:
+    """Make a server home; running it again overwrites nothing.
+
+    Raises:
+        ConfigError: The home belongs to another fleet or operator.
+    """
+    make_private_folder(path)
+    for name in (MODELS, BUNDLES):
+        make_private_folder(path / name)
+    if not (path / KEY_FILE).exists():
+        write_private(path / KEY_FILE, bytes(SigningKey.generate()))
+    key = SigningKey(read_private(path / KEY_FILE, 32))
+    if not (path / OPERATOR_FILE).exists():
+        replace(path / OPERATOR_FILE, operator.public_key.hex().encode() + b"\n")
+    if not (path / DELEGATION_FILE).exists():
+        replace(path / DELEGATION_FILE, operator.delegate(bytes(key.verify_key)))
+    if not (path / POLICY_FILE).exists():
+        replace(path / POLICY_FILE, operator.signed_policy())
+    settings = ServerSettings(fleet=operator.fleet, operator_home=str(operator.path.absolute()), broker=broker)
+    text = yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False)
+    write_new(path / SETTINGS_FILE, f"# Settings of the Covey aggregator; see docs/configuration.md\n{text}")
+    home = open_server(path)
+    if (home.fleet, home.operator_key) != (operator.fleet, operator.public_key):
+        raise ConfigError(f"{path}: belongs to fleet {home.fleet!r} of another operator")
+    return home
+
+
+def open_server(path: Path) -> ServerHome:
+    """Open a server home.
+
+    Raises:
+        ConfigError: It is none, or something in it is missing, damaged or not the operator's; the message names it.
+    """
+    if not (path / SETTINGS_FILE).exists():
+        raise ConfigError(f"{path}: no server home; make one with `covey init {path} --operator OPHOME`")
+    settings = read_yaml(path / SETTINGS_FILE, ServerSettings)
+    topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
+    key = SigningKey(read_private(path / KEY_FILE, 32))
+    try:
+        operator_key = bytes.fromhex((path / OPERATOR_FILE).read_text(encoding="ascii").strip())
+        delegation = (path / DELEGATION_FILE).read_bytes()
+        signed_policy = (path / POLICY_FILE).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        word = identity.verify_delegation(delegation, operator_key=operator_key, fleet=settings.fleet)
+        policy = verify_policy(signed_policy, operator_key=operator_key, fleet=settings.fleet)
+    except CoveyError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if word.aggregator_key != bytes(key.verify_key):
+        raise ConfigError(f"{path / DELEGATION_FILE}: is for another key than {path / KEY_FILE}")
+    return ServerHome(path, settings, key, operator_key, delegation, policy)

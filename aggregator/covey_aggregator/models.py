@@ -1,0 +1,83 @@
+"""Bundles, models and deltas on the server's disk, and the newest of them in memory for devices that ask."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+from covey_aggregator.files import replace
+from covey_protocol import model
+from covey_protocol.digest import content_digest, short
+from covey_protocol.errors import ConfigError
+from covey_protocol.model import Weights
+
+_SERVED = 6
+_KEPT = 20
+
+
+class ModelFolder:
+    """Files named by digest; bundles also by task."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._served: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bundles: dict[bytes, bytes] = {}
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def keep(self, data: bytes) -> bytes:
+        """Store a blob durably and serve it; return its digest."""
+        digest = content_digest(data)
+        path = self._folder / digest.hex()
+        if not path.exists():
+            replace(path, data)
+            self._prune()
+        self._served[digest] = data
+        self._served.move_to_end(digest)
+        while len(self._served) > _SERVED:
+            self._served.popitem(last=False)
+        return digest
+
+    def serve(self, digest: bytes) -> bytes | None:
+        """Return a blob that devices may ask for: a recent model or delta, or a bundle."""
+        return self._served.get(digest) or self._bundles.get(digest)
+
+    def load(self, digest: bytes) -> Weights:
+        """Read a model.
+
+        Raises:
+            ConfigError: It is missing or damaged.
+        """
+        path = self._folder / digest.hex()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: the model cannot be read: {error}") from error
+        if content_digest(data) != digest:
+            raise ConfigError(f"{path}: the model is damaged: its digest is not {short(digest)}")
+        return model.from_bytes(data)
+
+    def put_bundle(self, task: str, data: bytes) -> None:
+        """Store a task's bundle and serve it."""
+        path = self._folder / f"{task}.bundle"
+        if not path.exists():
+            replace(path, data)
+        self._bundles[content_digest(data)] = data
+
+    def bundle(self, task: str) -> bytes:
+        """Read a task's bundle.
+
+        Raises:
+            ConfigError: It is missing.
+        """
+        path = self._folder / f"{task}.bundle"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: the bundle cannot be read: {error}") from error
+
+    def _prune(self) -> None:
+        """Remove all but the newest models and deltas."""
+        blobs = [path for path in self._folder.iterdir() if len(path.name) == 64]
+        blobs.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in blobs[_KEPT:]:
+            path.unlink(missing_ok=True)

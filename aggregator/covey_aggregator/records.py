@@ -1,0 +1,46 @@
+"""What is kept of a round when it is over."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How one group fared; ``cause`` and ``reason`` are empty for a group that closed."""
+
+    group: str
+    members: list[str]
+    survivors: list[str]
+    cause: str = ""
+    reason: str = ""
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of one task.
+
+    ``accuracy`` and ``loss`` are of the new model on the held-out data, ``federated_accuracy`` and
+    ``federated_loss`` of the model that the round began with, on the devices' own data: medians over groups of masked
+    means. ``participants`` joined, ``accepted`` are in the sum, ``dropped`` joined but did not finish. Bytes are
+    payload bytes that the aggregator received and published. ``seconds`` counts from OPEN to CLOSE.
+    """
+
+    round: int
+    attempt: int
+    accuracy: float | None
+    loss: float | None
+    federated_accuracy: float | None
+    federated_loss: float | None
+    participants: int
+    accepted: int
+    rejected: int
+    dropped: int
+    groups: int
+    groups_aborted: int
+    seconds: float
+    stage_seconds: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    model: str
+    clip: float
+    update_norm: float | None
+    details: list[GroupRecord]

@@ -1,0 +1,102 @@
+"""The devices that have shown a valid identity, and whether they are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from covey_aggregator.store import DeviceRow, Store
+from covey_protocol import envelope, identity, topics
+from covey_protocol.digest import short
+from covey_protocol.envelope import Context
+from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.messages import State
+from covey_protocol.payload import read
+from covey_protocol.roster import Trust
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a STATE message changed."""
+
+    device: str
+    status: str
+    new: bool
+
+
+class Registry:
+    """All devices, in memory and in the store.
+
+    Args:
+        trust: The fleet's anchors; its pins are filled from the store by the caller.
+        store: Where changes go first.
+    """
+
+    def __init__(self, trust: Trust, store: Store) -> None:
+        self._trust, self._store = trust, store
+        self._rows = {row.name: row for row in store.devices()}
+        self.sequences = {row.name: row.sequence for row in self._rows.values()}
+
+    def state(self, device: str, data: bytes, now: float) -> Seen:
+        """Take a STATE message: check the chain, pin its key, note the status.
+
+        Args:
+            device: The name in the topic.
+            data: The signed message.
+            now: Unix seconds.
+
+        Raises:
+            PeerError: The identity does not hold, its token belongs to another key, or the message is an old one.
+        """
+        message = envelope.parse(data)
+        state = read(State, message.payload)
+        who = identity.verify_chain(
+            state.chain, operator_key=self._trust.operator_key, fleet=self._trust.fleet, device=device, now=int(now)
+        )
+        context = Context(fleet=self._trust.fleet, kind=topics.STATE, sender=device)
+        envelope.verify(message, context, who.key)
+        self._trust.pins.check(who)
+        known = self._rows.get(device)
+        if known is not None and known.key != who.key:
+            raise RefusedError(
+                f"{device!r} is known with key {short(known.key)} and now shows key {short(who.key)}",
+                cause="second-key",
+            )
+        if known is not None and state.counter < known.counter:
+            raise StaleError(f"state of {device!r} is older than the last one", cause="replayed")
+        self._store.pin(who.token, who.key)
+        self._trust.pins.pin(who)
+        row = DeviceRow(
+            name=device,
+            key=who.key,
+            token=who.token,
+            profile=who.profile,
+            status=state.status,
+            counter=state.counter,
+            sequence=known.sequence if known else 0,
+            software=state.software,
+            holds=state.holds,
+            seen=now,
+        )
+        self._store.put_device(row)
+        self._rows[device] = row
+        return Seen(device, state.status, known is None)
+
+    def knows(self, device: str) -> bool:
+        """Whether a device has ever shown a valid identity."""
+        return device in self._rows
+
+    def key(self, device: str) -> bytes:
+        """Return a known device's key."""
+        return self._rows[device].key
+
+    def online(self) -> dict[str, bytes]:
+        """Return names and keys of the devices that are there."""
+        return {name: row.key for name, row in self._rows.items() if row.status == "online"}
+
+    def save_sequences(self, names: list[str]) -> None:
+        """Write join sequences through to the store."""
+        self._store.put_sequences([(name, self.sequences[name]) for name in names if name in self.sequences])
+        for name in names:
+            if name in self._rows:
+                self._rows[name] = dataclasses.replace(self._rows[name], sequence=self.sequences.get(name, 0))

@@ -1,0 +1,159 @@
+"""One round of one task over all groups: messages to the right group, times of the stages, sums as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nacl.signing import SigningKey
+
+from covey_aggregator.combine import GroupMean
+from covey_aggregator.records import GroupRecord
+from covey_protocol import topics
+from covey_protocol.effects import Effect
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import StaleError
+from covey_protocol.group_round import GroupRound
+from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.round_table import GroupStage
+
+STAGES = (
+    GroupStage.JOINING,
+    GroupStage.SHARING,
+    GroupStage.MASKING,
+    GroupStage.SIGNING,
+    GroupStage.UNMASKING,
+    GroupStage.SUMMING,
+)
+
+
+class RoundRun:
+    """A round in progress.
+
+    Args:
+        opened: Its manifest.
+        groupings: The epoch's groups.
+        trust, key: The aggregator's anchors and signing key.
+        sealing: X25519 secret and public key made for this round; they live here alone.
+        sequences: Last join sequences, updated as devices join.
+        now: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        opened: OpenRound,
+        groupings: Sequence[Grouping],
+        trust: Trust,
+        key: SigningKey,
+        sealing: tuple[bytes, bytes],
+        sequences: dict[str, int],
+        now: float,
+    ) -> None:
+        self.opened, self.started = opened, now
+        self.groups = {
+            grouping.group: GroupRound(
+                trust=trust,
+                key=key,
+                sealing=sealing,
+                grouping=grouping,
+                opened=opened,
+                sequences=sequences,
+                now=now,
+            )
+            for grouping in groupings
+        }
+        self._group_of = {name: grouping.group for grouping in groupings for name, _ in grouping.members}
+        self.means: dict[str, GroupMean] = {}
+        self.summing: set[str] = set()
+        self._left: dict[GroupStage, float] = {}
+        self._stages = {name: group.stage for name, group in self.groups.items()}
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.reached_signing = False
+
+    def group_of(self, device: str) -> GroupRound:
+        """Return a device's group.
+
+        Raises:
+            StaleError: It is in none.
+        """
+        if device not in self._group_of:
+            raise StaleError(f"{device!r} is in no group of this epoch", cause="not-grouped")
+        return self.groups[self._group_of[device]]
+
+    def receive(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
+        """Take a device's message; errors as ``GroupRound.receive``."""
+        effects = self.group_of(device).receive(kind, device, data, now)
+        self._note_stages(now)
+        return effects
+
+    def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
+        """Take a masked vector; errors as ``GroupRound.vector``."""
+        effects = self.group_of(device).vector(device, blob, now)
+        self._note_stages(now)
+        return effects
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let stages run out."""
+        effects = [effect for group in self.groups.values() for effect in group.tick(now)]
+        self._note_stages(now)
+        return effects
+
+    def to_sum(self) -> list[str]:
+        """Return the groups whose sum can be made and is not being made yet, and note them as being summed."""
+        ready = [
+            name
+            for name, group in self.groups.items()
+            if group.stage is GroupStage.SUMMING and name not in self.summing
+        ]
+        self.summing.update(ready)
+        return ready
+
+    def summed(self, name: str, mean: GroupMean | None, reason: str, now: float) -> list[Effect]:
+        """Take a group's sum, or the reason why there is none."""
+        group = self.groups[name]
+        if mean is None:
+            effects = group.abort("bad-sum", reason)
+        else:
+            group.close()
+            self.means[name] = mean
+            effects = []
+        self._note_stages(now)
+        return effects
+
+    @property
+    def over(self) -> bool:
+        """Whether every group has closed or aborted."""
+        return all(group.stage in (GroupStage.CLOSED, GroupStage.ABORTED) for group in self.groups.values())
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Return how long each stage took, until the last group had left it."""
+        result, before = {}, self.started
+        for stage in STAGES:
+            if stage in self._left:
+                result[str(stage)] = round(max(0.0, self._left[stage] - before), 3)
+                before = max(before, self._left[stage])
+        return result
+
+    def details(self) -> list[GroupRecord]:
+        """Return how each group fared."""
+        return [
+            GroupRecord(
+                group=name,
+                members=[member.name for member in group.roster.members] if group.roster else [],
+                survivors=list(group.survivors) if group.aborted is None else [],
+                cause=group.aborted.cause if group.aborted else "",
+                reason=group.aborted.reason if group.aborted else "",
+            )
+            for name, group in self.groups.items()
+        ]
+
+    def _note_stages(self, now: float) -> None:
+        for name, group in self.groups.items():
+            if group.stage is not self._stages[name]:
+                before, self._stages[name] = self._stages[name], group.stage
+                self._left[before] = now
+                self.reached_signing |= group.stage is GroupStage.SIGNING
+
+
+ROUND_KINDS = frozenset({topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK})

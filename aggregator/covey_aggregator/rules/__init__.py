@@ -1,0 +1,52 @@
+"""Rules that combine the groups' mean updates into one step, behind one interface.
+
+A rule sees one row a group and nothing else. ``beta`` is the share that a rule should expect to be bad on each side,
+for the rules that can use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey_aggregator.rules.mean import mean
+from covey_aggregator.rules.median import median
+from covey_aggregator.rules.trimmed_mean import trimmed_mean
+from covey_protocol.errors import ConfigError
+
+Rows: TypeAlias = NDArray[np.float32]
+Rule: TypeAlias = Callable[[Rows, float], Rows]
+
+RULES: dict[str, Rule] = {"trimmed-mean": trimmed_mean, "median": median, "mean": mean}
+
+__all__ = ["RULES", "Rows", "Rule", "cap_norms", "rule"]
+
+
+def rule(name: str) -> Rule:
+    """Return a rule by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in RULES:
+        raise ConfigError(f"rule {name!r}: unknown; there are {', '.join(sorted(RULES))}")
+    return RULES[name]
+
+
+def cap_norms(rows: Rows, factor: float = 1.5) -> Rows:
+    """Scale rows down to at most ``factor`` times their median norm.
+
+    Args:
+        rows: Shape (G, d).
+        factor: Above 1 it leaves honest groups alone, whose norms lie close together.
+
+    Returns:
+        A new array; no single group can pull a coordinate further than an honest one might.
+    """
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    cap = factor * float(np.median(norms))
+    scales = np.minimum(1.0, cap / np.maximum(norms, 1e-12)).astype(np.float32)
+    return np.ascontiguousarray(rows * scales[:, None])

@@ -1,0 +1,217 @@
+"""The aggregator's process: one event loop that feeds the coordinator and carries out what it decides.
+
+Messages, time and finished jobs come in; messages go out. Sums and the combination of groups run in threads, because
+libsodium and numpy release the interpreter there. Nothing that arrives can end the service: it is counted, logged once
+with its cause, and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from covey_aggregator.combine import Combined, GroupMean, combine, group_mean
+from covey_aggregator.coordinator import Coordinator, Phase
+from covey_aggregator.home import DATABASE_FILE, ServerHome
+from covey_aggregator.link import BrokerLink
+from covey_aggregator.store import Store
+from covey_aggregator.transfers import Transfers
+from covey_protocol import topics
+from covey_protocol.chunks import PIECE_BYTES, PIECE_OVERHEAD, Piece, is_piece, split
+from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
+from covey_protocol.envelope import Context, open_signed
+from covey_protocol.errors import CoveyError, MalformedError, PeerError, RefusedError, StaleError
+from covey_protocol.group_round import GroupRound
+from covey_protocol.messages import Want
+from covey_protocol.payload import read
+from covey_protocol.refusals import Refusals
+from covey_protocol.ring import RingScale
+
+log = logging.getLogger("covey.aggregator")
+
+_TICK = 0.1
+_POLL = 1.0
+_WANT_SECONDS = 0.5
+_SAMPLE = 200
+
+
+class Service:
+    """One fleet's aggregator.
+
+    Args:
+        home: Its home.
+        store: Its database; opened from the home if not given.
+        entropy: Source of uniform bytes.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        home: ServerHome,
+        *,
+        store: Store | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._home, self._clock = home, clock
+        self.store = store or Store(home.path / DATABASE_FILE)
+        self.coordinator = Coordinator(home, self.store, entropy=entropy)
+        self.refusals = Refusals()
+        self._transfers = Transfers(home.fleet, home.key)
+        broker = home.settings.broker
+        self.link = BrokerLink(broker, home.path, [topics.up(home.fleet, "+", "#")], self.on_message)
+        self._largest = min(PIECE_BYTES, broker.max_packet_bytes - 1024)
+        self._jobs = ThreadPoolExecutor(2, "covey-jobs")
+        self._combining = False
+        self._wants: dict[tuple[str, bytes], float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        log.info("aggregator of fleet %s", self._home.fleet)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.link.run(), name="covey-link")
+                group.create_task(self._tick(), name="covey-tick")
+        finally:
+            self._jobs.shutdown(wait=False, cancel_futures=True)
+            self.store.close()
+
+    def on_message(self, topic: str, payload: bytes) -> None:
+        """Take one message; never raises."""
+        try:
+            self._dispatch(topic, payload)
+        except (CoveyError, ValueError) as error:
+            level = self.refusals.note(error, topic)
+            log.log(level, "refused on %s: %s", topic[:_SAMPLE], error)
+
+    def _dispatch(self, topic: str, payload: bytes) -> None:
+        place, now = topics.parse(topic), self._clock()
+        if place.fleet != self._home.fleet or place.way != "up":
+            raise MalformedError(f"{topic[:_SAMPLE]} is not for this aggregator", cause="topic")
+        run = self.coordinator.run
+        if run is not None:
+            run.bytes_up += len(payload)
+        if place.kind == topics.WANT:
+            self._on_want(place.device, payload, now)
+        elif is_piece(payload):
+            if place.kind != topics.MASKED or not place.id:
+                raise MalformedError(f"a piece of a blob on {topic[:_SAMPLE]}, or no signed message", cause="unsigned")
+            blob = self._transfers.add(place.device, Piece.decode(payload), now)
+            if blob is not None:
+                self._carry(self.coordinator.vector(place.device, blob, now))
+        else:
+            self._carry(self.coordinator.receive(place, payload, now))
+
+    def _on_want(self, device: str, payload: bytes, now: float) -> None:
+        """Send the pieces of a blob that a device lacks."""
+        if not self.coordinator.registry.knows(device):
+            raise StaleError(f"{device!r} asks for a blob and has not shown an identity", cause="unknown-device")
+        context = Context(fleet=self._home.fleet, kind=topics.WANT, sender=device)
+        want = read(Want, open_signed(payload, context, self.coordinator.registry.key(device)))
+        blob = self.coordinator.models.serve(want.digest)
+        if blob is None:
+            raise RefusedError(f"{device!r} asks for a blob that is not served", cause="want")
+        if now - self._wants.get((device, want.digest), -_WANT_SECONDS) < _WANT_SECONDS:
+            raise StaleError(f"{device!r} asks again too soon", cause="too-soon")
+        self._wants = {key: at for key, at in self._wants.items() if now - at < _WANT_SECONDS}
+        self._wants[device, want.digest] = now
+        for piece in split(blob, self._largest - PIECE_OVERHEAD, want.have):
+            self._publish(topics.down(self._home.fleet, device, topics.BLOB), piece.encode())
+
+    async def _tick(self) -> None:
+        polled = 0.0
+        while True:
+            now = self._clock()
+            try:
+                if now - polled >= _POLL:
+                    polled = now
+                    self._carry(self._stop_if_asked())
+                self._carry(self.coordinator.tick(now))
+                self._carry(list(self._transfers.stalled(now)))
+            except PeerError as error:
+                log.log(self.refusals.note(error, "tick"), "%s", error)
+            await asyncio.sleep(_TICK)
+
+    def _stop_if_asked(self) -> list[Effect]:
+        task = self.coordinator.task
+        row = self.store.task(task.name) if task else None
+        return self.coordinator.stop_task(row.task.name) if row is not None and row.status == "stopping" else []
+
+    def _carry(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Publish(kind, id, data, retain):
+                    self._publish_pieces(topics.pub(self._home.fleet, kind, id), data, kind, retain)
+                case Deliver(device, kind, data):
+                    self._publish_pieces(topics.down(self._home.fleet, device, kind), data, kind, False)
+                case Expect():
+                    self._transfers.expect(effect, self._clock())
+                case Note(cause, text):
+                    self.store.event(cause, text)
+                    log.info("%s", text)
+                case _:
+                    raise AssertionError(f"no carrier for {effect}")
+        self._start_jobs()
+
+    def _publish_pieces(self, topic: str, data: bytes, kind: str, retain: bool) -> None:
+        if kind != topics.BLOB and len(data) <= self._largest:
+            self._publish(topic, data, retain)
+            return
+        for piece in split(data, self._largest - PIECE_OVERHEAD):
+            self._publish(topic, piece.encode())
+
+    def _publish(self, topic: str, data: bytes, retain: bool = False) -> None:
+        if self.coordinator.run is not None:
+            self.coordinator.run.bytes_down += len(data)
+        self.link.publish(topic, data, retain=retain)
+
+    def _start_jobs(self) -> None:
+        """Hand sums and the combination to threads."""
+        run = self.coordinator.run
+        if run is None or self._loop is None:
+            return
+        for name in run.to_sum():
+            job = self._loop.run_in_executor(self._jobs, functools.partial(_sum, run.groups[name]))
+            job.add_done_callback(functools.partial(self._summed, name))
+        if self.coordinator.phase is Phase.COMBINING and not self._combining:
+            self._combining = True
+            weights, means, task, evaluator = self.coordinator.combine_inputs()
+            work = functools.partial(combine, weights, means, rule_name=task.rule, beta=task.beta, evaluator=evaluator)
+            self._loop.run_in_executor(self._jobs, work).add_done_callback(self._combined)
+
+    def _summed(self, name: str, job: asyncio.Future[tuple[GroupMean | None, str]]) -> None:
+        failure = job.exception()
+        if failure is not None:
+            log.error("group %s: the sum failed", name, exc_info=failure)
+        mean, reason = (None, f"the sum failed: {failure}") if failure is not None else job.result()
+        self._carry(self.coordinator.summed(name, mean, reason, self._clock()))
+
+    def _combined(self, job: asyncio.Future[Combined]) -> None:
+        self._combining = False
+        self._transfers.clear()
+        failure = job.exception()
+        if failure is not None:
+            log.error("combining the groups failed", exc_info=failure)
+            self._carry(self.coordinator.give_up(f"combining the groups failed: {failure}"))
+        else:
+            self._carry(self.coordinator.combined(job.result(), self._clock()))
+
+
+def _sum(group: GroupRound) -> tuple[GroupMean | None, str]:
+    """Make one group's mean, or say why there is none; runs in a thread."""
+    manifest = group.opened.manifest
+    try:
+        total, count = group.unmask()
+    except PeerError as error:
+        return None, str(error)
+    mean = group_mean(total, count, RingScale(manifest.clip, manifest.n_max))
+    if mean is None:
+        return None, "the sum holds coordinates that no honest members can have produced"
+    return mean, ""

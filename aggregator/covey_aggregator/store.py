@@ -1,0 +1,249 @@
+"""What the aggregator must not forget, in SQLite: devices, tasks, groupings, rounds, events.
+
+Every change is durable before it is acted on. Other processes (the ``covey`` command) read and write the same file
+while the service runs; SQLite's write-ahead log serialises them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from covey_aggregator.records import RoundRecord
+from covey_aggregator.task import Task
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import ConfigError
+
+_BUSY_SECONDS = 30.0
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE devices (
+    name TEXT PRIMARY KEY, key BLOB NOT NULL, token BLOB NOT NULL, profile TEXT NOT NULL, status TEXT NOT NULL,
+    counter INTEGER NOT NULL, sequence INTEGER NOT NULL DEFAULT 0, software TEXT NOT NULL DEFAULT '',
+    holds TEXT NOT NULL DEFAULT '', seen REAL NOT NULL, enrolled REAL NOT NULL
+);
+CREATE TABLE pins (token BLOB PRIMARY KEY, key BLOB NOT NULL);
+CREATE TABLE invited (name TEXT PRIMARY KEY, profile TEXT NOT NULL, at REAL NOT NULL, not_after INTEGER NOT NULL);
+CREATE TABLE tasks (
+    name TEXT PRIMARY KEY, config BLOB NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+    round INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0, model BLOB NOT NULL DEFAULT x'',
+    signed_model BLOB NOT NULL DEFAULT x'', created REAL NOT NULL
+);
+CREATE TABLE groupings (position INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE rounds (
+    task TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, record BLOB NOT NULL,
+    PRIMARY KEY (task, round, attempt)
+);
+CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, cause TEXT NOT NULL, text TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """One enrolled device; ``status`` as it last said itself: online, lost, left."""
+
+    name: str
+    key: bytes
+    token: bytes
+    profile: str
+    status: str
+    counter: int
+    sequence: int
+    software: str
+    holds: str
+    seen: float
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task and how far it is: ``status`` is queued, running, done, stopped or failed."""
+
+    task: Task
+    status: str
+    reason: str
+    round: int
+    attempt: int
+    model: bytes
+    signed_model: bytes
+
+
+_DEVICE = "name, key, token, profile, status, counter, sequence, software, holds, seen"
+
+
+class Store:
+    """The aggregator's database.
+
+    Args:
+        path: The file, or ``:memory:``.
+
+    Raises:
+        ConfigError: It cannot be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(str(path), timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path}: not a usable database: {error}") from error
+        if version > _SCHEMA_VERSION:
+            raise ConfigError(f"{path}: written by a newer version of Covey (schema {version})")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _do(self, statement: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+        with self._lock:
+            return self._db.execute(statement, values).fetchall()
+
+    # Devices
+
+    def devices(self) -> list[DeviceRow]:
+        """Return all devices by name."""
+        return [DeviceRow(*row) for row in self._do(f"SELECT {_DEVICE} FROM devices ORDER BY name")]  # noqa: S608
+
+    def put_device(self, row: DeviceRow) -> None:
+        """Add a device, or change what it says of itself; key, token and sequence of a known one stay."""
+        self._do(
+            "INSERT INTO devices"
+            " (name, key, token, profile, status, counter, sequence, software, holds, seen, enrolled)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET status = excluded.status,"
+            " counter = excluded.counter, software = excluded.software, holds = excluded.holds, seen = excluded.seen",
+            *(row.name, row.key, row.token, row.profile, row.status, row.counter, row.sequence),
+            *(row.software, row.holds, row.seen, row.seen),
+        )
+
+    def put_sequences(self, sequences: Iterable[tuple[str, int]]) -> None:
+        """Remember the last join sequence of some devices."""
+        with self._lock:
+            self._db.executemany("UPDATE devices SET sequence = ? WHERE name = ?", [(s, n) for n, s in sequences])
+
+    def pins(self) -> dict[bytes, bytes]:
+        """Return which key each token was seen with."""
+        return dict(self._do("SELECT token, key FROM pins"))
+
+    def pin(self, token: bytes, key: bytes) -> None:
+        """Bind a token to a key; the first binding stays."""
+        self._do("INSERT OR IGNORE INTO pins VALUES (?, ?)", token, key)
+
+    def invite(self, name: str, profile: str, not_after: int) -> None:
+        """Remember that a provisioning bundle was made."""
+        self._do("INSERT OR REPLACE INTO invited VALUES (?, ?, ?, ?)", name, profile, time.time(), not_after)
+
+    def invited(self) -> list[tuple[str, str, int]]:
+        """Return name, profile and expiry of every bundle made."""
+        return list(self._do("SELECT name, profile, not_after FROM invited ORDER BY name"))
+
+    # Tasks
+
+    def add_task(self, task: Task) -> None:
+        """Queue a task.
+
+        Raises:
+            ConfigError: There is one of that name.
+        """
+        try:
+            self._do(
+                "INSERT INTO tasks (name, config, status, created) VALUES (?, ?, 'queued', ?)",
+                *(task.name, msgspec.json.encode(task), time.time()),
+            )
+        except sqlite3.IntegrityError as error:
+            raise ConfigError(f"there is a task {task.name!r} already; names are used once") from error
+
+    def tasks(self) -> list[TaskRow]:
+        """Return all tasks in the order in which they were started."""
+        rows = self._do(
+            "SELECT config, status, reason, round, attempt, model, signed_model FROM tasks ORDER BY created, name"
+        )
+        return [TaskRow(msgspec.json.decode(row[0], type=Task), *row[1:]) for row in rows]
+
+    def task(self, name: str) -> TaskRow | None:
+        """Return one task."""
+        return next((row for row in self.tasks() if row.task.name == name), None)
+
+    def set_status(self, task: str, status: str, reason: str = "") -> None:
+        """Change a task's status."""
+        self._do("UPDATE tasks SET status = ?, reason = ? WHERE name = ?", status, reason, task)
+
+    def begin_round(self, task: str, round_: int, attempt: int, model: bytes) -> None:
+        """Remember that a round is about to be opened; its number is never used again."""
+        self._do(
+            "UPDATE tasks SET status = 'running', round = ?, attempt = ?, model = ? WHERE name = ?",
+            *(round_, attempt, model, task),
+        )
+
+    def mark_signed(self, task: str, model: bytes) -> None:
+        """Remember that devices are about to sign a set for this model."""
+        self._do("UPDATE tasks SET signed_model = ? WHERE name = ?", model, task)
+
+    def end_round(self, task: str, record: RoundRecord, model: bytes) -> None:
+        """Remember a round's outcome together with the new model."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)",
+                    (task, record.round, record.attempt, msgspec.json.encode(record)),
+                )
+                self._db.execute("UPDATE tasks SET model = ? WHERE name = ?", (model, task))
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def rounds(self, task: str, after: int = 0) -> list[RoundRecord]:
+        """Return the records of a task's rounds with numbers above ``after``, failed attempts included."""
+        rows = self._do("SELECT record FROM rounds WHERE task = ? AND round > ? ORDER BY round, attempt", task, after)
+        return [msgspec.json.decode(row[0], type=RoundRecord) for row in rows]
+
+    # Epochs
+
+    def number(self, name: str) -> int:
+        """Return a counter's value, 0 at first."""
+        rows = self._do("SELECT value FROM numbers WHERE name = ?", name)
+        return int(rows[0][0]) if rows else 0
+
+    def set_number(self, name: str, value: int) -> None:
+        """Set a counter."""
+        self._do("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, value)
+
+    def groupings(self) -> list[Grouping]:
+        """Return the groups of the present epoch."""
+        return [Grouping.decode(row[0]) for row in self._do("SELECT data FROM groupings ORDER BY position")]
+
+    def put_groupings(self, groupings: Iterable[Grouping]) -> None:
+        """Replace the groups by those of a new epoch."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("DELETE FROM groupings")
+                rows = [(position, grouping.encode()) for position, grouping in enumerate(groupings)]
+                self._db.executemany("INSERT INTO groupings VALUES (?, ?)", rows)
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    # Events
+
+    def event(self, cause: str, text: str) -> None:
+        """Keep a line for people."""
+        self._do("INSERT INTO events (at, cause, text) VALUES (?, ?, ?)", time.time(), cause, text)
+
+    def events(self, after: int = 0, limit: int = 1000) -> list[tuple[int, float, str, str]]:
+        """Return id, Unix time, cause and text of the events behind ``after``."""
+        rows = self._do("SELECT id, at, cause, text FROM events WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+        return [(int(row[0]), float(row[1]), str(row[2]), str(row[3])) for row in rows]

@@ -1,0 +1,91 @@
+"""A learning task as its author writes it: ``covey task start TASK.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from covey_aggregator.files import read_yaml
+from covey_aggregator.rules import rule
+from covey_protocol import topics
+from covey_protocol.errors import ConfigError
+from covey_protocol.messages import RosterSize, Windows
+from covey_protocol.plan import Plan
+from covey_protocol.ring import RingScale
+from covey_protocol.thresholds import ROSTER_MAX
+
+DEFAULT_WINDOWS = Windows(join=20, shares=20, masked=120, survivors=20, unmask=20)
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a task.
+
+    Attributes:
+        name: Stands in topics.
+        bundle: The trainable model; a path that starts at the task's file.
+        rounds: How many to run.
+        clip: Bound on the L2 norm of one device's update.
+        group_size: Members a group should have, 4 to 31; about 10 is a good choice where there are enough devices.
+        devices_min: Wait for this many before the first round.
+        settle: Seconds without a new device before the first grouping.
+        local: Training on the device.
+        rule: Across groups: trimmed-mean, median or mean.
+        beta: Share of groups that the trimmed mean cuts on each side.
+        held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
+        windows: Seconds for each stage.
+        epoch_rounds: Rounds before the groups are drawn anew.
+        attempts: How often in a row a round may fail before the task stops.
+    """
+
+    name: str
+    bundle: str
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    clip: Positive
+    group_size: RosterSize = 10
+    devices_min: Annotated[int, msgspec.Meta(ge=4)] = 4
+    settle: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 3.0
+    local: Plan = Plan()
+    rule: str = "trimmed-mean"
+    beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.1
+    held_out: str = ""
+    windows: Windows = DEFAULT_WINDOWS
+    epoch_rounds: Annotated[int, msgspec.Meta(ge=1)] = 50
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+
+    def check(self) -> None:
+        """Check what the types cannot say.
+
+        Raises:
+            ConfigError: A name that cannot stand in a topic, an unknown rule, or a ring that could wrap.
+        """
+        topics.check_name(self.name, "task")
+        rule(self.rule)
+        if self.group_size >= ROSTER_MAX:
+            raise ConfigError(f"group_size {self.group_size}: at most {ROSTER_MAX - 1}, so that a newcomer has a place")
+        RingScale(self.clip, ROSTER_MAX)
+
+
+def load_task(path: Path) -> Task:
+    """Read a task's file; paths in it become absolute.
+
+    Raises:
+        ConfigError: It is not YAML, breaks the schema, or names a file that is not there.
+    """
+    task = read_yaml(path, Task)
+    changes = {}
+    for field in ("bundle", "held_out"):
+        value = getattr(task, field)
+        if value:
+            file = (path.parent / value).absolute()
+            if not file.is_file():
+                raise ConfigError(f"{path}: {field}: there is no file {file}")
+            changes[field] = str(file)
+    task = msgspec.structs.replace(task, **changes)
+    try:
+        task.check()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return task
