@@ -1,0 +1,239 @@
+"""What a simulated fleet is to do: the scenario, read from YAML or from the demo's flags.
+
+Only what can be honoured is a field. Anything else in a file (a typo, a setting of a later version) is refused by its
+path, because a scenario that is half obeyed gives numbers for an experiment that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import yaml
+
+from covey_protocol import cbor
+from covey_protocol.digest import digest
+from covey_protocol.errors import ConfigError
+from covey_protocol.plan import Plan
+from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
+
+Source = Literal["digits", "breast-cancer", "file"]
+AttackKind = Literal["none", "sign-flip", "scaling", "gaussian", "label-flip"]
+Rule = Literal["mean", "trimmed-mean", "median"]
+Transport = Literal["broker", "direct"]
+
+MAX_DEVICES = 10_000
+MAX_ROUNDS = 100_000
+
+# Chosen over five seeds of the demo's fleet (30 devices with 48 digits each): in the clear and without attack ten
+# rounds reach 0.944 to 0.969; a fifth of sign-flippers (x1) leave 0.933 to 0.953 under the trimmed mean of five groups.
+# An honest update of the first round has norm 5.86 in the median; the clip is 1.54 times that.
+DEMO_PLAN = Plan(steps=40, batch_size=16, learning_rate=0.3, momentum=0.5)
+DEMO_CLIP = 9.0
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of a scenario's parts: immutable, by keyword, unknown fields refused."""
+
+
+class Data(_Strict, frozen=True, kw_only=True):
+    """Where the samples come from.
+
+    Attributes:
+        source: A data set that scikit-learn carries, or ``file``.
+        path: For ``file``: an ``.npz`` with arrays x and y, and x_test and y_test if they are held out already.
+    """
+
+    source: Source = "digits"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source == "file") != (self.path is not None):
+            raise ValueError("path is needed for source 'file' and belongs to no other")
+
+
+class Model(_Strict, frozen=True, kw_only=True):
+    """What is learnt: a preset, or an author's ONNX file; the preset ``mlp`` if nothing is said."""
+
+    preset: Literal["softmax", "mlp"] | None = None
+    onnx: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.onnx is not None:
+            raise ValueError("name either a preset or an onnx file, not both")
+
+
+class Partition(_Strict, frozen=True, kw_only=True):
+    """How samples are dealt: ``iid``, or by label with Dirichlet's concentration (small means lopsided)."""
+
+    iid: bool | None = None
+    dirichlet: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.dirichlet is not None and self.iid:
+            raise ValueError("name either iid or dirichlet, not both")
+        if self.dirichlet is None and self.iid is False:
+            raise ValueError("iid: false needs a concentration: write dirichlet: 0.5 instead")
+
+
+class Local(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How each device trains; the fields, defaults and ranges of the protocol's plan."""
+
+
+class Attack(_Strict, frozen=True, kw_only=True):
+    """What the malicious devices do.
+
+    Attributes:
+        kind: See ``attacks``.
+        fraction: Share of the devices that are malicious, rounded to whole devices.
+        scale: How hard: a factor on the update (sign-flip, scaling) or on the noise's norm (gaussian).
+        start_round: The first round in which they misbehave.
+    """
+
+    kind: AttackKind = "none"
+    fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
+    start_round: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.kind == "label-flip" and self.scale != 1:
+            raise ValueError("scale has no meaning for label-flip, leave it out")
+
+
+class Scenario(_Strict, frozen=True, kw_only=True):
+    """One experiment.
+
+    Attributes:
+        name: Shown in reports.
+        seed: Of everything the simulator draws: slices, attackers, the clear baselines. Devices draw their own
+            randomness from the operating system, so a fleet's figures differ a little from run to run.
+        samples_per_device: 0 deals out everything evenly.
+        group_size: Members that a masked group should have.
+        clip: Bound on the L2 norm of a device's update.
+        rule: How group means are combined.
+        masking: False is for laboratories: the aggregator then sees single updates.
+        transport: ``broker`` runs real agents over MQTT.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    data: Data = Data()
+    model: Model = Model()
+    devices: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=MAX_DEVICES)] = 30
+    samples_per_device: Annotated[int, msgspec.Meta(ge=0)] = 0
+    partition: Partition = Partition()
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUNDS)] = 10
+    group_size: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)] = 6
+    local: Local = Local()
+    clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
+    attack: Attack = Attack()
+    rule: Rule = "trimmed-mean"
+    masking: bool = True
+    transport: Transport = "broker"
+
+    def __post_init__(self) -> None:
+        # Terminals and pages show the name.
+        if not self.name.isprintable():
+            raise ValueError("name holds characters that cannot be printed")
+
+    @property
+    def plan(self) -> Plan:
+        """The training plan as the protocol carries it."""
+        return msgspec.convert(msgspec.structs.asdict(self.local), Plan)
+
+    @property
+    def malicious_count(self) -> int:
+        """How many devices misbehave."""
+        return 0 if self.attack.kind == "none" else round(self.attack.fraction * self.devices)
+
+    def seed_for(self, *purpose: str | int) -> bytes:
+        """Return 32 bytes that follow from the scenario's seed and a purpose; distinct purposes are independent."""
+        return digest(cbor.encode([self.seed, *purpose]), person=b"covey-simulate")
+
+    def generator(self, *purpose: str | int) -> np.random.Generator:
+        """Return a random generator for one purpose."""
+        return np.random.default_rng(int.from_bytes(self.seed_for(*purpose), "big"))
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a scenario from a YAML file; relative paths in it count from the file's folder.
+
+    Raises:
+        ConfigError: The file cannot be read, or a field is unknown, missing or out of range; the message says where.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    return parse_scenario(value, origin=str(path), folder=path.parent)
+
+
+def demo_scenario(
+    *,
+    devices: int = 30,
+    rounds: int = 10,
+    malicious: float = 0.2,
+    attack: str = "sign-flip",
+    scale: float = 1.0,
+    seed: int = 0,
+    masking: bool = True,
+) -> Scenario:
+    """Return the demo: handwritten digits, dealt evenly, some of the devices hostile.
+
+    Raises:
+        ConfigError: A flag is out of range; the message names the field.
+    """
+    value = {
+        "name": "demo",
+        "seed": seed,
+        "devices": devices,
+        "rounds": rounds,
+        "model": {"preset": "mlp"},
+        "local": msgspec.structs.asdict(DEMO_PLAN),
+        "clip": DEMO_CLIP,
+        "attack": {"kind": attack, "fraction": malicious, "scale": scale},
+        "masking": masking,
+    }
+    return parse_scenario(value, origin="demo", folder=Path())
+
+
+def parse_scenario(value: Any, *, origin: str, folder: Path) -> Scenario:
+    """Check plain values, as YAML gives them, and make a scenario of them.
+
+    Args:
+        value: The outermost map.
+        origin: What messages call the source.
+        folder: Where relative paths start.
+
+    Raises:
+        ConfigError: A field is unknown, missing or out of range; the message names origin and field.
+    """
+    _refuse_infinite(value, origin, "")
+    try:
+        scenario = msgspec.convert(value, Scenario)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
+    data, model = scenario.data, scenario.model
+    if data.path is not None:
+        data = msgspec.structs.replace(data, path=str(folder / data.path))
+    if model.onnx is not None:
+        model = msgspec.structs.replace(model, onnx=str(folder / model.onnx))
+    elif model.preset is None:
+        model = Model(preset="mlp")
+    # Defaults are spelled out, so that a report shows what was done.
+    partition = scenario.partition if scenario.partition.dirichlet is not None else Partition(iid=True)
+    return msgspec.structs.replace(scenario, data=data, model=model, partition=partition)
+
+
+def _refuse_infinite(value: Any, origin: str, path: str) -> None:
+    """Refuse NaN and infinity: no comparison with a bound catches the former."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _refuse_infinite(part, origin, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{origin}: {value} is not a finite number - at `{path}`")
