@@ -194,7 +194,7 @@ class Agent:
             elif event.topic:
                 self._on_message(event.topic, event.payload)
         except (CoveyError, ValueError) as error:
-            self._refuse(error, event.topic if isinstance(event, _Message) else type(event).__name__.strip("_").lower())
+            self._refuse(error, topics.kind_of(event.topic) if isinstance(event, _Message) else "training")
 
     def _refuse(self, error: Exception, where: str) -> None:
         level = self.refusals.note(error, where)
@@ -204,6 +204,8 @@ class Agent:
         place = topics.parse(topic)
         if place.fleet != self.home.fleet or place.way == "up":
             raise MalformedError(f"{topic} is not for this device", cause="topic")
+        if place.kind == topics.OPEN and not payload:
+            return  # the task has ended: its retained message was cleared
         if is_piece(payload):
             piece = Piece.decode(payload)
             blob = self._fetcher.add(piece, self._clock())

@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from nacl.bindings import crypto_scalarmult_base
 
-from covey_aggregator.combine import Combined, GroupMean, dithered
+from covey_aggregator.combine import Combined, GroupMean
 from covey_aggregator.evaluate import Evaluator
 from covey_aggregator.grouping import EpochRun
 from covey_aggregator.home import MODELS, ServerHome
 from covey_aggregator.models import ModelFolder
-from covey_aggregator.records import RoundRecord
 from covey_aggregator.registry import Registry
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
-from covey_aggregator.store import Store, TaskRow
+from covey_aggregator.running import RunningTask
+from covey_aggregator.store import Store
 from covey_aggregator.task import Task
-from covey_protocol import envelope, model, topics
-from covey_protocol.bundle import Bundle
-from covey_protocol.digest import content_digest, digest
+from covey_protocol import envelope, topics
+from covey_protocol.digest import digest
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.errors import CoveyError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Blob, Close, Delta, Manifest
+from covey_protocol.messages import Manifest
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.roster import OpenRound, Trust
@@ -58,21 +55,6 @@ TABLE = {
 }
 
 _EPOCH_WINDOW = 10.0
-
-
-@dataclass
-class _Running:
-    """The task that runs."""
-
-    task: Task
-    round: int
-    attempt: int
-    weights: Weights
-    bundle: Blob
-    evaluator: Evaluator | None
-    delta: Delta | None = None
-    failures: int = 0
-    announced: bool = False
 
 
 class Coordinator:
@@ -101,7 +83,7 @@ class Coordinator:
         self._groupings = store.groupings()
         self._rounds_in_epoch = 0
         self._regroup = "" if self._groupings else "there are no groups yet"
-        self._running: _Running | None = None
+        self._running: RunningTask | None = None
         self._epoch: EpochRun | None = None
         self.run: RoundRun | None = None
         self._last_arrival = 0.0
@@ -167,22 +149,19 @@ class Coordinator:
     def combined(self, outcome: Combined, now: float) -> list[Effect]:
         """Take the new model from the job that made it: store, sign and publish it."""
         running, run = self._busy()
-        base, weights = model.model_digest(running.weights), outcome.weights
-        if model.model_digest(weights) == base:
-            # No movement at all: a new round still needs a model that nobody has signed a set for.
-            delta = dithered(weights, self._entropy(32))
-            weights = model.apply_delta(weights, delta)
-        else:
-            delta = outcome.delta
-        record = self._record(running, run, outcome, now, weights)
-        effects = self._adopt(running, weights, delta)
-        self._store.end_round(running.task.name, record, model.model_digest(weights))
-        effects = [self._close(running, run, record), *effects, self._note(record, running)]
+        blob = running.adopt(outcome.delta)
+        if running.model.digest == run.opened.manifest.model.digest:
+            # No movement at all: the next round still needs a model that nobody has signed a set for.
+            blob = running.dither()
+        record = running.record(run, outcome, now)
+        self._store.end_round(running.task.name, record, running.model.digest)
+        close = running.close(run, record, self._home.fleet, self._home.key)
+        effects: list[Effect] = [close, blob, Note("round", running.note(record))]
         self.run = None
         running.failures = 0
         self._rounds_in_epoch += 1
         self._regroup = self._reason_to_regroup(run)
-        if running.round >= running.task.rounds:
+        if running.finished:
             return effects + self._finish(running, "done", "")
         running.round, running.attempt = running.round + 1, 0
         self._machine.advance("next")
@@ -230,7 +209,8 @@ class Coordinator:
             return []
         row = sorted(waiting, key=lambda candidate: candidate.status != "running")[0]
         try:
-            self._running = self._load(row)
+            closed = {r.round for r in self._store.rounds(row.task.name) if r.groups_aborted < r.groups}
+            self._running = RunningTask.load(row, closed, self.models, self._entropy)
         except CoveyError as error:
             self._store.set_status(row.task.name, "failed", str(error))
             return [Note("task-failed", f"task {row.task.name}: {error}")]
@@ -238,41 +218,6 @@ class Coordinator:
         self._last_arrival = now
         self._store.set_status(row.task.name, "running")
         return [Note("task", f"task {row.task.name}: gathering devices")]
-
-    def _load(self, row: TaskRow) -> _Running:
-        """Read a task's files; a task that was running goes on with its last model in a new attempt."""
-        data = Path(row.task.bundle).read_bytes() if not row.model else self.models.bundle(row.task.name)
-        bundle = Bundle.decode(data)
-        self.models.put_bundle(row.task.name, data)
-        weights = self.models.load(row.model) if row.model else bundle.weights
-        held_out = Evaluator(bundle, Path(row.task.held_out)) if row.task.held_out else None
-        running = _Running(
-            task=row.task,
-            round=max(1, row.round),
-            attempt=row.attempt,
-            weights=weights,
-            bundle=Blob(digest=content_digest(data), bytes=len(data)),
-            evaluator=held_out,
-        )
-        if any(
-            record.round == row.round
-            for record in self._store.rounds(row.task.name)
-            if record.groups_aborted < record.groups
-        ):
-            running.round, running.attempt = row.round + 1, 0
-        if row.signed_model and row.signed_model == model.model_digest(weights):
-            self._dither(running)
-        self.models.keep(model.to_bytes(running.weights))
-        return running
-
-    def _dither(self, running: _Running) -> None:
-        """Step to a model of another digest, because devices have signed a set for this one."""
-        base = model.model_digest(running.weights)
-        delta = dithered(running.weights, self._entropy(32))
-        running.weights = model.apply_delta(running.weights, delta)
-        running.delta = Delta(base=base, blob=Blob(digest=content_digest(delta), bytes=len(delta)))
-        self.models.keep(model.to_bytes(running.weights))
-        self.models.keep(delta)
 
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
@@ -327,11 +272,10 @@ class Coordinator:
         running.attempt += 1
         secret = self._entropy(32)
         sealing = (secret, crypto_scalarmult_base(secret))
-        current = model.to_bytes(running.weights)
         manifest = Manifest(
             epoch=self._groupings[0].epoch,
             bundle=running.bundle,
-            model=Blob(digest=content_digest(current), bytes=len(current)),
+            model=running.model,
             delta=running.delta,
             plan=task.local,
             clip=task.clip,
@@ -339,7 +283,7 @@ class Coordinator:
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=task.windows,
             sealing_key=sealing[1],
-            last=running.round >= task.rounds,
+            last=running.finished,
         )
         body = write(manifest)
         opened = OpenRound(task.name, running.round, running.attempt, manifest, digest(body, person=b"covey-manifest"))
@@ -354,13 +298,8 @@ class Coordinator:
             now=now,
         )
         context = opened.context(self._home.fleet, topics.OPEN, AGGREGATOR)
-        effects: list[Effect] = [
-            Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
-        ]
-        if not running.announced:
-            running.announced = True
-            effects.append(Publish(topics.BLOB, running.bundle.digest.hex(), self.models.bundle(task.name)))
-        return effects
+        publish = Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
+        return [publish, *running.announcement()]
 
     def _guard_signing(self, effects: list[Effect]) -> list[Effect]:
         """Before a set is published for signing, remember that this model is spent; before a roster, the sequences."""
@@ -377,14 +316,11 @@ class Coordinator:
         if run.means:
             self._machine.advance("over")
             return []
-        self._store.end_round(
-            running.task.name,
-            self._record(running, run, None, now, running.weights),
-            model.model_digest(running.weights),
-        )
+        record = running.record(run, None, now)
+        self._store.end_round(running.task.name, record, running.model.digest)
         self._machine.advance("failed")
         if run.reached_signing:
-            self._dither(running)
+            running.dither()
         self._regroup = "every group of the last round aborted"
         self._last_arrival = now
         self.run = None
@@ -397,7 +333,7 @@ class Coordinator:
             return self._finish(self._running, "failed", f"{reason} ({self._running.failures} times in a row)")
         return [Note("round-failed", reason)]
 
-    def _finish(self, running: _Running, status: str, reason: str) -> list[Effect]:
+    def _finish(self, running: RunningTask, status: str, reason: str) -> list[Effect]:
         self._store.set_status(running.task.name, status, reason)
         self._machine.advance("end")
         self._running = None
@@ -416,68 +352,6 @@ class Coordinator:
         waiting = set(self.registry.online()) - grouped
         return f"{len(waiting)} newcomers wait" if len(waiting) >= ROSTER_MIN else ""
 
-    def _adopt(self, running: _Running, weights: Weights, delta: bytes) -> list[Effect]:
-        """Make a model the task's current one and keep it on disk."""
-        base = model.model_digest(running.weights)
-        running.weights = weights
-        running.delta = Delta(base=base, blob=Blob(digest=content_digest(delta), bytes=len(delta)))
-        self.models.keep(model.to_bytes(weights))
-        return [self._publish_blob(delta)]
-
-    def _publish_blob(self, data: bytes) -> Publish:
-        return Publish(topics.BLOB, self.models.keep(data).hex(), data)
-
-    def _close(self, running: _Running, run: RoundRun, record: RoundRecord) -> Publish:
-        assert running.delta is not None
-        current = model.to_bytes(running.weights)
-        close = Close(
-            model=Blob(digest=content_digest(current), bytes=len(current)),
-            delta=running.delta,
-            groups_closed=record.groups - record.groups_aborted,
-            groups_aborted=record.groups_aborted,
-            participants=record.participants,
-            accuracy=record.accuracy,
-        )
-        context = run.opened.context(self._home.fleet, topics.CLOSE, AGGREGATOR)
-        return Publish(topics.CLOSE, running.task.name, envelope.sign(write(close), context, self._home.key))
-
-    def _record(
-        self, running: _Running, run: RoundRun, outcome: Combined | None, now: float, weights: Weights
-    ) -> RoundRecord:
-        details = run.details()
-        joined = sum(len(detail.members) for detail in details)
-        accepted = sum(len(detail.survivors) for detail in details if not detail.cause)
-        return RoundRecord(
-            round=running.round,
-            attempt=running.attempt,
-            accuracy=outcome.accuracy if outcome else None,
-            loss=outcome.loss if outcome else None,
-            federated_accuracy=outcome.federated_accuracy if outcome else None,
-            federated_loss=outcome.federated_loss if outcome else None,
-            participants=joined,
-            accepted=accepted,
-            rejected=0,
-            dropped=joined - accepted,
-            groups=len(run.groups),
-            groups_aborted=len(run.groups) - len(run.means),
-            seconds=round(now - run.started, 3),
-            stage_seconds=run.stage_seconds(),
-            bytes_up=run.bytes_up,
-            bytes_down=run.bytes_down,
-            model=model.model_digest(weights).hex(),
-            clip=running.task.clip,
-            update_norm=outcome.update_norm if outcome else None,
-            details=details,
-        )
-
-    def _note(self, record: RoundRecord, running: _Running) -> Note:
-        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
-        return Note(
-            "round",
-            f"task {running.task.name}: round {record.round} closed with {record.accepted} devices in "
-            f"{record.groups - record.groups_aborted} of {record.groups} groups in {record.seconds:.1f} s{accuracy}",
-        )
-
-    def _busy(self) -> tuple[_Running, RoundRun]:
+    def _busy(self) -> tuple[RunningTask, RoundRun]:
         assert self._running is not None and self.run is not None
         return self._running, self.run

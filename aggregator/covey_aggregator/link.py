@@ -130,7 +130,7 @@ class BrokerLink:
                 password = (self._folder / settings.password_file).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise ConfigError(f"{self._folder / settings.password_file}: cannot be read: {error}") from error
-        return aiomqtt.Client(
+        client = aiomqtt.Client(
             settings.host,
             settings.port,
             username=settings.username or None,
@@ -144,6 +144,8 @@ class BrokerLink:
             max_queued_outgoing_messages=0,
             tls_context=self._tls(),
         )
+        client.pending_calls_threshold = 2 * _IN_FLIGHT
+        return client
 
     def _tls(self) -> ssl.SSLContext | None:
         settings = self._settings

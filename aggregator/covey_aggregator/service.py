@@ -88,7 +88,7 @@ class Service:
         try:
             self._dispatch(topic, payload)
         except (CoveyError, ValueError) as error:
-            level = self.refusals.note(error, topic)
+            level = self.refusals.note(error, topics.kind_of(topic))
             log.log(level, "refused on %s: %s", topic[:_SAMPLE], error)
 
     def _dispatch(self, topic: str, payload: bytes) -> None:

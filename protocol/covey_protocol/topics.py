@@ -112,3 +112,11 @@ def parse(topic: str) -> Topic:
         raise MalformedError(f"topic {topic[:120]!r} has an unknown kind or name", cause="topic")
     identifier = parts["id"] if way == "pub" else parts["transfer"]
     return Topic(parts["fleet"], way, parts["device"] or "", kind, identifier or "")  # type: ignore[arg-type]
+
+
+def kind_of(topic: str) -> str:
+    """Return a topic's kind for counting and logging, or ``?`` where it is none of ours."""
+    try:
+        return parse(topic).kind
+    except MalformedError:
+        return "?"
