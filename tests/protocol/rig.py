@@ -25,6 +25,7 @@ from covey_protocol.errors import PeerError, StaleError
 from covey_protocol.group_round import GroupRound
 from covey_protocol.identity import AGGREGATOR, Chain, PinnedKeys
 from covey_protocol.ledger import DeviceLedger
+from covey_protocol.machine import Machine
 from covey_protocol.messages import Blob, Manifest, Windows
 from covey_protocol.payload import write
 from covey_protocol.plan import Plan
@@ -246,3 +247,28 @@ class Rig:
             if self.group.finished:
                 return
             self.late()
+
+
+def snapshot(machine: object) -> dict[str, object]:
+    """Return everything a state machine remembers, to hold against a later snapshot."""
+    return {name: _frozen(value) for name, value in vars(machine).items()}
+
+
+def _frozen(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, DeviceLedger):
+        return dict(value._rows)
+    if isinstance(value, PinnedKeys):
+        return dict(value._pins)
+    if isinstance(value, Machine):
+        return value.state
+    if isinstance(value, Trust):
+        return dict(value.pins._pins)
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    if isinstance(value, list | set):
+        return type(value)(value)
+    if isinstance(value, Entropy):
+        return "entropy"  # drawing bytes changes nothing that anybody can see
+    return value
