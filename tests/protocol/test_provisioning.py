@@ -1,0 +1,110 @@
+"""covey_protocol.provisioning: one line of text that fits together, or is refused before anything is done."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from tests.protocol.rig import FLEET, OPERATOR, SERVER, make_chain, signing_key
+
+from covey_protocol import cbor, identity, provisioning
+from covey_protocol.errors import MalformedError, PeerError, SignatureError
+from covey_protocol.policy import Policy, sign_policy
+from covey_protocol.provisioning import PREFIX, Broker, Provisioning
+
+PASSWORD = "correct horse"
+BUNDLE = Provisioning(
+    fleet=FLEET,
+    device="pi-0",
+    profile="pi-4",
+    operator_key=bytes(OPERATOR.verify_key),
+    token=make_chain("pi-0", not_after=1000).token,
+    token_secret=bytes(signing_key("token pi-0")),
+    delegation=identity.issue_delegation(OPERATOR, FLEET, bytes(SERVER.verify_key), 1, 2000),
+    policy=sign_policy(Policy(), OPERATOR, FLEET),
+    broker=Broker(host="broker.example", port=8883, username="pi-0", password=PASSWORD),
+)
+LINE = provisioning.encode(BUNDLE)
+
+
+def test_round_trip_through_paper_and_clipboard() -> None:
+    assert "\n" not in LINE
+    assert provisioning.decode(LINE) == BUNDLE
+    assert provisioning.decode(f"  {LINE}\n") == BUNDLE
+    BUNDLE.check()
+    BUNDLE.check(now=1000)
+
+
+def test_every_truncation_is_refused() -> None:
+    for end in range(0, len(LINE), 5):
+        with pytest.raises(MalformedError):
+            provisioning.decode(LINE[:end])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "covey",
+        LINE.removeprefix(PREFIX),
+        LINE.replace("-1:", "-2:"),
+        LINE + "ä",
+        LINE[:60] + " " + LINE[60:],
+        LINE[:60] + "!" + LINE[61:],
+        PREFIX + base64.urlsafe_b64encode(cbor.encode({"fleet": FLEET})).decode(),
+        PREFIX + base64.urlsafe_b64encode(cbor.encode([])).decode(),
+        PREFIX + "A" * (64 * 1024),
+    ],
+)
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(MalformedError):
+        provisioning.decode(text)
+
+
+@dataclass
+class Case:
+    """One part replaced by one that does not fit."""
+
+    field: str
+    value: object
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("fleet", "moor"),
+        Case("device", "pi-1"),
+        Case("operator_key", bytes(SERVER.verify_key)),
+        Case("token", make_chain("pi-1").token),
+        Case("token", make_chain("pi-0", operator=SERVER).token),
+        Case("token_secret", bytes(signing_key("token pi-1"))),
+        Case("delegation", identity.issue_delegation(SERVER, FLEET, bytes(SERVER.verify_key), 1, 0)),
+        Case("delegation", BUNDLE.policy),
+        Case("policy", sign_policy(Policy(), SERVER, FLEET)),
+        Case("policy", sign_policy(Policy(), OPERATOR, "moor")),
+        Case("policy", b""),
+    ],
+    ids=lambda case: case.field,
+)
+def test_parts_that_do_not_fit_are_refused(case: Case) -> None:
+    with pytest.raises(PeerError):
+        msgspec.structs.replace(BUNDLE, **{case.field: case.value}).check()
+
+
+@pytest.mark.parametrize("now", [1001, 2001])
+def test_expired_parts_are_refused(now: int) -> None:
+    with pytest.raises(SignatureError, match="expired"):
+        BUNDLE.check(now=now)
+    lasting = msgspec.structs.replace(BUNDLE, token=make_chain("pi-0").token)
+    lasting.check(now=2000)
+    with pytest.raises(SignatureError, match="delegation"):
+        lasting.check(now=2001)
+
+
+def test_secrets_are_never_shown() -> None:
+    shown = repr(BUNDLE)
+    assert "pi-0" in shown
+    assert PASSWORD not in shown
+    assert repr(BUNDLE.token_secret) not in shown
