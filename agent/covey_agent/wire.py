@@ -154,11 +154,14 @@ class Wire:
         if free <= 0 or self._client.want_write() or time.monotonic() < self._resume_at:
             return
         in_hand = {each.row for each in self._mids.values()}
-        for row in self._outbox.pending(after=self._cursor, limit=free):
-            # After a transient refusal the cursor has gone back behind rows that paho still has.
-            if row.id not in in_hand and not self._hand_over(row):
-                return
-            self._cursor = row.id
+        while free > 0 and (rows := self._outbox.pending(after=self._cursor, limit=free)):
+            for row in rows:
+                # After a transient refusal the cursor has gone back behind rows that paho still has.
+                if row.id not in in_hand:
+                    if not self._hand_over(row):
+                        return
+                    free -= 1
+                self._cursor = row.id
 
     def _hand_over(self, row: Row) -> bool:
         """Give one row to paho; False if paho cannot take it now."""

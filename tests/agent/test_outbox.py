@@ -176,6 +176,7 @@ def test_the_file_and_its_companions_are_private(tmp_path: Path) -> None:
 
 def test_every_put_is_flushed_and_deletions_do_not_weaken_it(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "device.db")
+    assert outbox._db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
     outbox.delete(outbox.put("a", b"1"))
     assert outbox._db.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
     assert outbox._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -155,6 +155,28 @@ def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not() -> None:
     assert ears.lost.get(timeout=SECONDS) == ("t/0", 1, "the broker answered: Not authorized")
 
 
+def test_what_is_in_hand_is_not_sent_again_with_what_was_refused_for_now() -> None:
+    def script(peer: Peer) -> object:
+        peer.accept()
+        first = take(peer, 3, answer=None)
+        peer.send(PUBACK, first[0].mid + b"\x97")  # quota exceeded
+        packets = take(peer, 2)
+        for packet in first[1:]:
+            peer.send(PUBACK, packet.mid)
+        return packets + peer.until_gone()
+
+    with scripted(script) as (port, results):
+        link = make_link(port, "d1", inflight=3)
+        for number in range(4):
+            link.publish(f"t/{number}", b"x")
+        link.start()
+        assert link.drain(SECONDS)
+        link.stop()
+        got = results.get(timeout=SECONDS)
+    assert isinstance(got, list), got
+    assert [packet.topic for packet in got if packet.kind == PUBLISH] == ["t/0", "t/3"]
+
+
 def test_counted_bytes_are_those_on_the_wire() -> None:
     def script(peer: Peer) -> object:
         peer.accept()
