@@ -133,8 +133,10 @@ def events_command(home: Path, as_json: bool, after: int) -> None:
 
 cli.add_command(device)
 cli.add_command(task)
-if importlib.util.find_spec("onnx") is not None and importlib.util.find_spec("covey_modelkit") is not None:
-    cli.add_command(importlib.import_module("covey_modelkit.cli").model)
+# Commands of extras that may not be installed: the package, what it needs, and the command in it.
+for module, needs, name in (("covey_modelkit", "onnx", "model"), ("covey_simulator", "sklearn", "simulate")):
+    if all(importlib.util.find_spec(part) is not None for part in (module, needs)):
+        cli.add_command(getattr(importlib.import_module(f"{module}.cli"), name))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def device() -> None:
 @home_option
 @click.option("--operator", "ophome", type=_FOLDER, help="The operator's home, if it has moved since `covey init`.")
 @click.option("--profile", default="pi-4", show_default=True, help="Firmware profile.")
-@click.option("--count", default=1, show_default=True, help="Make NAME-1, NAME-2, … instead of one NAME.")
+@click.option("--count", default=1, show_default=True, help="Make NAME-01, NAME-02, … instead of one NAME.")
 @click.option(
     "--expires", default="7d", show_default=True, help="How long the bundle is good for: 30m, 12h, 7d or never."
 )
@@ -55,7 +55,8 @@ def add(
     if count < 1:
         raise ConfigError(f"--count {count}: at least 1")
     seconds = _seconds(expires)
-    names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+    width = max(2, len(str(count)))
+    names = [name] if count == 1 else [f"{name}-{number:0{width}d}" for number in range(1, count + 1)]
     topics.check_name(profile, "profile")
     folder = out or home / BUNDLES
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

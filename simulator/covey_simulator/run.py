@@ -1,0 +1,163 @@
+"""Runs a scenario from start to report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from covey_agent.data import Dataset
+from covey_aggregator.records import RoundRecord as ServerRecord
+from covey_protocol.bundle import Bundle
+from covey_protocol.errors import CoveyError
+from covey_simulator.attacks import malicious_devices
+from covey_simulator.baseline import run_clear
+from covey_simulator.broker import Kind
+from covey_simulator.data import device_names, load_corpus, make_bundle, partition, write_slices
+from covey_simulator.fleet import Fleet, Traffic
+from covey_simulator.live import Display
+from covey_simulator.page import write_page
+from covey_simulator.records import DeviceRecord, Report, RoundRecord
+from covey_simulator.report import build_report, write_report
+from covey_simulator.scenario import Scenario
+
+REPORT, PAGE, LOG = "report.json", "report.html", "aggregator.log"
+
+
+@dataclass(frozen=True)
+class _Material:
+    bundle: Bundle
+    slices: Sequence[Dataset]
+    held_out: Dataset
+
+
+def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kind | None = None) -> Report:
+    """Run a scenario and write ``report.json`` and ``report.html``.
+
+    Args:
+        scenario: What to run.
+        out: Folder for the reports and the aggregator's log; made if it is missing.
+        display: Is told how it goes.
+        prefer: Which broker; None takes Mosquitto if there is one.
+
+    Returns:
+        The report; its verdict says whether all that was promised holds.
+
+    Raises:
+        ConfigError: The scenario's data or model cannot be used.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    display.say("preparing data and model")
+    corpus = load_corpus(scenario)
+    material = _Material(make_bundle(scenario, corpus), partition(corpus.train, scenario), corpus.held_out)
+    display.say("the same fleet in the clear, for comparison")
+    undefended = _clear(scenario, material, attacked=True) if scenario.malicious_count else []
+    no_attack = _clear(scenario, material, attacked=False)
+    rounds: list[RoundRecord] = []
+    failures: list[str] = []
+    if scenario.masking and scenario.transport == "broker":
+        try:
+            _masked(scenario, material, out, display, rounds, prefer)
+        except CoveyError as error:
+            failures.append(str(error))
+    else:
+        display.say("MASKING IS OFF: every single update is seen")
+        rounds += run_clear(
+            scenario,
+            attacked=bool(scenario.malicious_count),
+            rule=scenario.rule,
+            slices=material.slices,
+            held_out=material.held_out,
+            bundle=material.bundle,
+            on_round=display.round,
+        )
+    report = build_report(
+        scenario,
+        rounds=rounds,
+        devices=_devices(scenario),
+        undefended=undefended,
+        no_attack=no_attack,
+        seconds=time.perf_counter() - started,
+        failures=failures,
+    )
+    write_report(report, out / REPORT)
+    write_page(report, out / PAGE)
+    return report
+
+
+def _clear(scenario: Scenario, material: _Material, *, attacked: bool) -> list[RoundRecord]:
+    return run_clear(
+        scenario,
+        attacked=attacked,
+        rule="mean",
+        slices=material.slices,
+        held_out=material.held_out,
+        bundle=material.bundle,
+    )
+
+
+def _masked(
+    scenario: Scenario, material: _Material, out: Path, display: Display, rounds: list[RoundRecord], prefer: Kind | None
+) -> None:
+    """Run the real fleet; ``rounds`` grows as rounds close, also when it ends badly."""
+    names = device_names(scenario.devices)
+    hostile = frozenset(names[index] for index in malicious_devices(scenario))
+    with tempfile.TemporaryDirectory(prefix="covey-") as temporary:
+        folder = Path(temporary)
+        data = write_slices(material.slices, folder / "data")
+        (folder / "model.bundle").write_bytes(material.bundle.encode())
+        np.savez(folder / "held-out.npz", x=material.held_out.x, y=material.held_out.y)
+        display.say(f"starting broker, aggregator and {scenario.devices} devices")
+        try:
+            with Fleet(folder, scenario, names=names, malicious=hostile, data=data, prefer=prefer) as fleet:
+                fleet.start_task(folder / "model.bundle", folder / "held-out.npz")
+                assert fleet.broker is not None
+                display.say(f"learning over {fleet.broker.kind}: masked, signed, round by round")
+                display.stage(1, "join, share, train, mask, unmask")
+                before = Traffic(0, 0)
+                for record in fleet.rounds():
+                    now = fleet.traffic()
+                    rounds.append(_converted(record, before, now))
+                    before = now
+                    display.round(rounds[-1])
+                    if record.round < scenario.rounds:
+                        display.stage(record.round + 1, "join, share, train, mask, unmask")
+                display.say("stopping the fleet")
+        finally:
+            if (folder / LOG).exists():
+                shutil.copyfile(folder / LOG, out / LOG)
+
+
+def _converted(record: ServerRecord, before: Traffic, now: Traffic) -> RoundRecord:
+    """Return the aggregator's record with the traffic that the devices' own links have counted."""
+    return RoundRecord(
+        round=record.round,
+        attempt=record.attempt,
+        accuracy=record.accuracy,
+        loss=record.loss,
+        federated_accuracy=record.federated_accuracy,
+        participants=record.participants,
+        accepted=record.accepted,
+        rejected=record.rejected,
+        groups=record.groups - record.groups_aborted,
+        groups_aborted=record.groups_aborted,
+        dropped=record.dropped,
+        seconds=record.seconds,
+        stage_seconds=record.stage_seconds,
+        bytes_up=now.up - before.up,
+        bytes_down=now.down - before.down,
+    )
+
+
+def _devices(scenario: Scenario) -> list[DeviceRecord]:
+    hostile = malicious_devices(scenario)
+    return [
+        DeviceRecord(name=name, malicious=index in hostile, state="member")
+        for index, name in enumerate(device_names(scenario.devices))
+    ]
