@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 import yaml
 
+from covey_agent.files import write_atomically
 from covey_protocol.errors import ConfigError
 
 FILE = "agent.yaml"
@@ -54,14 +55,14 @@ def load_config(path: Path) -> AgentConfig:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     try:
-        return msgspec.convert(content or {}, AgentConfig)
+        return msgspec.convert({} if content is None else content, AgentConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
 def write_config(path: Path, config: AgentConfig) -> None:
-    """Write settings for the owner to edit."""
+    """Write settings for the owner to edit; whole or not at all, because half a file may read as other settings."""
     text = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
-    path.write_text(f"# Settings of the Covey agent; see docs/configuration.md\n{text}", encoding="utf-8")
+    write_atomically(path, f"# Settings of the Covey agent; see docs/configuration.md\n{text}".encode())

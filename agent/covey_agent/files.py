@@ -13,9 +13,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     beside = path.with_name(f".{path.name}.new")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
+        os.fchmod(handle, mode)  # the umask, or a file left here by another hand, may have made it different
+        _write_all(handle, data)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -28,12 +27,18 @@ def destroy(path: Path) -> None:
     size = path.stat().st_size
     handle = os.open(path, os.O_WRONLY)
     try:
-        os.write(handle, bytes(size))
+        _write_all(handle, bytes(size))
         os.fsync(handle)
     finally:
         os.close(handle)
     path.unlink()
     sync_folder(path.parent)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
 
 
 def sync_folder(path: Path) -> None:
