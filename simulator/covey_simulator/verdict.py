@@ -1,0 +1,149 @@
+"""The verdict on a run, in words.
+
+It never hides a number: what the fleet reached, what the same fleet reaches without a defence and without an attack all
+stand in it, also where the defence did not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from covey_aggregator.rules.trimmed_mean import trimmed_count
+from covey_protocol.epochs import cut
+from covey_simulator.data import device_names
+from covey_simulator.records import Baseline, RoundRecord, Verdict, final_accuracy
+from covey_simulator.scenario import DEMO_CLIP, DEMO_PLAN, Scenario
+
+DEMO_ACCURACY = 0.85
+STRONG_SCALE = 5.0
+TRIMMED_SHARE = 0.1
+# Closer together than this two runs are called equal: 359 held-out digits make one sample 0.28 points, and runs on
+# other training seeds differ by about a point.
+SAME = 0.01
+ATTACK_NAMES = {
+    "sign-flip": "sign-flip",
+    "scaling": "scaling",
+    "gaussian": "Gaussian noise",
+    "label-flip": "label-flip",
+}
+
+
+def judge(
+    scenario: Scenario,
+    rounds: Sequence[RoundRecord],
+    baselines: Mapping[str, Baseline],
+    failures: Sequence[str] = (),
+) -> Verdict:
+    """Say whether a run did what was promised for its scenario."""
+    bad, good = list(failures), []
+    ran = {record.round for record in rounds}
+    missing = [number for number in range(1, scenario.rounds + 1) if number not in ran]
+    if missing:
+        bad.append(f"{len(missing)} of {scenario.rounds} rounds are missing: {_listed(missing)}.")
+    else:
+        good.append(f"All {scenario.rounds} rounds were run.")
+    failed = [record.round for record in rounds if record.failed]
+    if failed:
+        bad.append(f"Rounds in which no update was accepted: {_listed(failed)}.")
+    reached, promised = final_accuracy(rounds), promised_accuracy(scenario)
+    if reached is not None and promised is not None:
+        sentence = f"Final accuracy {reached:.3f} on held-out samples; at least {promised:.2f} is promised here."
+        (good if reached >= promised else bad).append(sentence)
+    elif reached is not None:
+        good.append(f"Final accuracy {reached:.3f} on held-out samples; nothing is promised for this scenario.")
+    return Verdict(
+        ok=not bad,
+        promised_accuracy=promised,
+        reasons=[*bad, *good],
+        notes=_notes(scenario, reached, baselines),
+    )
+
+
+def promised_accuracy(scenario: Scenario) -> float | None:
+    """Return the accuracy that this scenario must reach, or None where none is promised.
+
+    Promised is what the demo was tuned and checked for: its data, plan and clip, at least ten rounds, at most a hundred
+    devices of which at most a fifth flip the sign of an unscaled update.
+    """
+    attack = scenario.attack
+    mild = scenario.malicious_count == 0 or (
+        attack.kind == "sign-flip" and attack.fraction <= 0.2 and attack.scale <= 1
+    )
+    demo = (
+        scenario.data.source == "digits"
+        and scenario.model.preset is not None
+        and scenario.partition.dirichlet is None
+        and scenario.samples_per_device == 0
+        and scenario.plan == DEMO_PLAN
+        and scenario.clip == DEMO_CLIP
+    )
+    return DEMO_ACCURACY if mild and demo and scenario.rounds >= 10 and scenario.devices <= 100 else None
+
+
+def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Baseline]) -> list[str]:
+    attack, notes = scenario.attack, []
+    numbers = _numbers(reached, baselines)
+    rule = "The plain mean" if scenario.rule == "mean" else f"The {scenario.rule.replace('-', ' ')}"
+    if scenario.malicious_count:
+        factor = "" if attack.kind == "label-flip" else f" x{attack.scale:g}"
+        notes.append(
+            f"{scenario.malicious_count} of {scenario.devices} devices are malicious: {ATTACK_NAMES[attack.kind]}"
+            f"{factor} from round {attack.start_round}. Each of them clips its update to {scenario.clip:g} like the "
+            "others; a device that skips its own clip is not simulated."
+        )
+        if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_left_out(scenario):
+            notes.append(
+                f"{rule} across masked groups alone does not withstand this attack yet: {scenario.malicious_count} "
+                f"malicious devices can spoil more groups than it leaves out ({_groups_left_out(scenario)} on each "
+                f"side), and inside a group nobody can tell them from the others. {numbers}"
+            )
+        elif numbers:
+            notes.append(numbers)
+        bare = baselines.get("undefended")
+        if bare is not None and bare.final_accuracy is not None and reached is not None:
+            gained = reached - bare.final_accuracy
+            if gained < SAME:
+                notes.append(
+                    f"{rule} did not help in this run: against the undefended baseline it gains "
+                    f"{100 * gained:+.1f} points."
+                )
+        notes.append(
+            "Devices are not scored one by one: under the masks only sums of groups are seen, so nobody is expelled."
+        )
+    if scenario.rule != "mean" and _group_count(scenario) < 3:
+        notes.append(f"There are {_group_count(scenario)} groups only: nothing can be trimmed across fewer than three.")
+    if not scenario.masking:
+        notes.append("MASKING IS OFF: the aggregator sees every single update. For laboratories only.")
+    return notes
+
+
+def _group_count(scenario: Scenario) -> int:
+    return len(cut(device_names(scenario.devices), scenario.group_size))
+
+
+def _groups_left_out(scenario: Scenario) -> int:
+    """Return how many spoilt groups the rule can leave out on each side."""
+    groups = _group_count(scenario)
+    match scenario.rule:
+        case "mean":
+            return 0
+        case "trimmed-mean":
+            return trimmed_count(groups, TRIMMED_SHARE)
+        case "median":
+            return (groups - 1) // 2
+
+
+def _numbers(reached: float | None, baselines: Mapping[str, Baseline]) -> str:
+    shown = [(baselines[key].final_accuracy, words) for key, words in _WORDS.items() if key in baselines]
+    if reached is None or not shown:
+        return ""
+    rest = ", ".join(f"{value:.3f} {words}" for value, words in shown if value is not None)
+    return f"Final accuracy: {reached:.3f} this fleet, {rest}."
+
+
+_WORDS = {"undefended": "undefended (clear baseline)", "no_attack": "without attack (clear baseline)"}
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:10])
+    return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"
