@@ -7,16 +7,17 @@ device from any point on, repeat messages or tamper with them on their way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import pytest
 from nacl.bindings import crypto_scalarmult_base
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
-from covey_protocol import envelope, identity, prg, roster, topics
+from covey_protocol import envelope, identity, prg, ring, roster, topics
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.digest import digest
 from covey_protocol.effects import Deliver, Effect, Note, Publish, Remember, Send
@@ -27,10 +28,11 @@ from covey_protocol.identity import AGGREGATOR, Chain, PinnedKeys
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
 from covey_protocol.messages import Blob, Manifest, Windows
-from covey_protocol.payload import write
+from covey_protocol.payload import Payload, write
 from covey_protocol.plan import Plan
 from covey_protocol.policy import Policy
-from covey_protocol.ring import Metrics
+from covey_protocol.prg import Ring
+from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import DeviceStage
 
@@ -47,6 +49,7 @@ LOW_ORDER = [
 
 FLEET = "meadow"
 TASK = "digits"
+METRICS = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
 WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
 
 
@@ -112,8 +115,12 @@ class Rig:
     Attributes:
         n: Members.
         silent: Names that neither hear nor speak from now on.
+        dies: For some names, the first kind of message that it no longer sends ("vector" for the masked vector).
+        hold: Called with (way, name, kind); what it says True to goes to ``held`` instead of being carried.
         on_wire: Called with (way, name, kind, data) for everything that is carried; returns the data to carry on.
+        ledgers: Of earlier rounds, where there were any.
         wire: Everything carried, in order.
+        encoded: Everybody's update in the ring, before it was masked.
     """
 
     n: int = 6
@@ -123,15 +130,19 @@ class Rig:
     policy: Policy | None = None
     repeat: int = 1
     silent: set[str] = field(default_factory=set)
+    dies: dict[str, str] = field(default_factory=dict)
+    hold: Callable[[str, str, str], bool] = lambda way, name, kind: False
+    ledgers: dict[str, DeviceLedger] = field(default_factory=dict)
+    round: int = 1
     on_wire: Callable[[str, str, str, bytes], bytes] = lambda way, name, kind, data: data
 
     def __post_init__(self) -> None:
         self.names = [f"pi-{index}" for index in range(self.n)]
         self.grouping = Grouping(1, "1-0-0", tuple((name, bytes(signing_key(name).verify_key)) for name in self.names))
         self.manifest = self.manifest or make_manifest(self.dimension)
-        self.open_data = sign_open(self.manifest)
+        self.open_data = sign_open(self.manifest, self.round)
         self.opened: OpenRound = roster.read_open(self.open_data, TASK, make_trust(self.policy))
-        self.ledgers = {name: DeviceLedger() for name in self.names}
+        self.ledgers = self.ledgers or {name: DeviceLedger() for name in self.names}
         self.devices = {name: self.make_device(name) for name in self.names}
         self.group = GroupRound(
             trust=make_trust(self.policy),
@@ -145,6 +156,8 @@ class Rig:
         self.now = 0.0
         self._queue: deque[Callable[[], None]] = deque()
         self.wire: list[tuple[str, str, str, bytes]] = []
+        self.held: list[tuple[str, str, str, bytes]] = []
+        self.encoded: dict[str, Ring] = {}
         self.errors: list[PeerError] = []
         self.notes: list[Note] = []
         self.remembered: dict[str, list[Remember]] = {name: [] for name in self.names}
@@ -175,9 +188,28 @@ class Rig:
         for name in self.names:
             device = self.devices[name]
             if name not in self.silent and device.stage is DeviceStage.DEALT:
-                metrics = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
-                self.from_device(name, device.trained(self.update(name), metrics))
+                self.from_device(name, self.trained(name))
         self.pump()
+
+    def trained(self, name: str) -> list[Effect]:
+        """Let one device mask its update, and note what it was in the ring."""
+        encode = ring.encode
+
+        def recorded(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes) -> Ring:
+            vector = encode(update, metrics, scale, seed)
+            self.encoded[name] = vector.copy()
+            return vector
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ring, "encode", recorded)
+            return self.devices[name].trained(self.update(name), METRICS)
+
+    def sum_of(self, names: Iterable[str]) -> Ring:
+        """Return what the sum over some members has to be."""
+        total = np.zeros(self.dimension + len(ring.METRICS), np.uint16)
+        for name in names:
+            total += self.encoded[name]
+        return total
 
     def late(self) -> None:
         """Let the present stage's time run out."""
@@ -200,9 +232,11 @@ class Rig:
             self._queue.popleft()()
 
     def to_group(self, name: str, effect: Send) -> None:
-        if name in self.silent:
-            return
         way = "vector" if effect.transfer else "up"
+        if self.dies.get(name) == (way if effect.transfer else effect.kind):
+            self.silent.add(name)
+        if name in self.silent or self._held(way, name, effect.kind, effect.data):
+            return
         data = self.on_wire(way, name, effect.kind, effect.data)
         self.wire.append((way, name, effect.kind, data))
         for _ in range(self.repeat):
@@ -225,7 +259,7 @@ class Rig:
                 self._queue.append(partial(self.to_device, effect.device, effect.kind, effect.data))
 
     def to_device(self, name: str, kind: str, data: bytes) -> None:
-        if name in self.silent:
+        if name in self.silent or self._held("down", name, kind, data):
             return
         data = self.on_wire("down", name, kind, data)
         self.wire.append(("down", name, kind, data))
@@ -234,6 +268,12 @@ class Rig:
                 self.from_device(name, self.devices[name].receive(kind, data))
             except PeerError as error:
                 self.note_error(error)
+
+    def _held(self, way: str, name: str, kind: str, data: bytes) -> bool:
+        if not self.hold(way, name, kind):
+            return False
+        self.held.append((way, name, kind, data))
+        return True
 
     def note_error(self, error: PeerError) -> None:
         if not (self.repeat > 1 and isinstance(error, StaleError)):
@@ -247,6 +287,30 @@ class Rig:
             if self.group.finished:
                 return
             self.late()
+
+    def bound(self, kind: str, sender: str) -> bytes:
+        """Return the digest that a message of this kind is signed over."""
+        if kind == topics.JOIN:
+            return self.grouping.digest()
+        if kind in (topics.ROSTER, topics.CLOSE, topics.ABORT) and sender == AGGREGATOR:
+            return b""
+        assert self.group.roster is not None
+        return self.group.roster.digest
+
+    def serve(self, kind: str, body: Payload, /, *, key: SigningKey = SERVER, **changes: object) -> bytes:
+        """Sign anything as the aggregator; ``changes`` go to the context."""
+        context = self.opened.context(FLEET, kind, AGGREGATOR, self.bound(kind, AGGREGATOR))
+        return envelope.sign(write(body), context.with_(**changes), key)
+
+    def say(self, name: str, kind: str, body: Payload, /, **changes: object) -> bytes:
+        """Sign anything as a device; ``changes`` go to the context."""
+        context = self.opened.context(FLEET, kind, name, self.bound(kind, name))
+        return envelope.sign(write(body), context.with_(**changes), signing_key(name))
+
+    def sent(self, name: str, kind: str, way: str = "up") -> bytes:
+        """Return what a device has sent, or with "down" was sent."""
+        (data,) = {data for way_, name_, kind_, data in self.wire if (way_, name_, kind_) == (way, name, kind)}
+        return data
 
 
 def snapshot(machine: object) -> dict[str, object]:
