@@ -96,9 +96,14 @@ def enrol(bundle_file: Path, home: Path, *, now: int | None = None, data: str = 
         PeerError: The bundle does not hold.
     """
     try:
-        bundle = provisioning.decode(bundle_file.read_text(encoding="ascii"))
+        text = bundle_file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{bundle_file}: cannot be read: {error}") from error
+    if "\0" in text and (home / IDENTITY_FILE).exists():
+        # An enrolment was cut off while it destroyed the bundle, which it does last.
+        destroy(bundle_file)
+        return open_home(home)
+    bundle = provisioning.decode(text)
     bundle.check(now)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (home / IDENTITY_FILE).exists():
@@ -125,20 +130,18 @@ def open_home(home: Path) -> AgentHome:
     path = home / IDENTITY_FILE
     if not path.exists():
         raise ConfigError(f"{home}: not enrolled; run `covey-agent enrol BUNDLE --home {home}`")
+    key = _read_key(home / KEY_FILE)
     try:
         stored = read(StoredIdentity, path.read_bytes())
-        key = SigningKey((home / KEY_FILE).read_bytes())
         who = identity.verify_chain(
             stored.chain, operator_key=stored.operator_key, fleet=stored.fleet, device=stored.device
         )
-        if who.key != bytes(key.verify_key):
-            raise ConfigError(f"{home / KEY_FILE}: not the key that the identity was made for")
         delegation = identity.verify_delegation(stored.delegation, operator_key=stored.operator_key, fleet=stored.fleet)
         policy = verify_policy(stored.policy, operator_key=stored.operator_key, fleet=stored.fleet)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{home}: cannot be read: {error}") from error
-    except CoveyError as error:
-        raise ConfigError(f"{home}: damaged: {error}") from error
+    except (OSError, CoveyError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    if who.key != bytes(key.verify_key):
+        raise ConfigError(f"{home / KEY_FILE}: not the key that {path} was made for")
     (home / BLOBS).mkdir(exist_ok=True, mode=0o700)
     return AgentHome(home, key, stored, delegation, policy, load_config(home / CONFIG_FILE))
 
@@ -148,10 +151,16 @@ def _device_key(home: Path) -> SigningKey:
     path = home / KEY_FILE
     if not path.exists():
         write_atomically(path, bytes(SigningKey.generate()))
-    seed = path.read_bytes()
-    if len(seed) != len(bytes(SigningKey.generate())) or path.stat().st_uid != os.geteuid():
+    if path.stat().st_uid != os.geteuid():
         raise ConfigError(f"{path}: not a device key of this user")
-    return SigningKey(seed)
+    return _read_key(path)
+
+
+def _read_key(path: Path) -> SigningKey:
+    try:
+        return SigningKey(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no device key can be read: {error}") from error
 
 
 def _identity(bundle: Provisioning, key: SigningKey) -> StoredIdentity:
