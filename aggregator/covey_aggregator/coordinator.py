@@ -78,7 +78,7 @@ class Coordinator:
         self._home, self._store, self._entropy, self._wall = home, store, entropy, wall_clock
         self._trust: Trust = home.trust(store.pins())
         self.registry = Registry(self._trust, store)
-        self.models = ModelFolder(home.path / MODELS)
+        self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()
         self._rounds_in_epoch = 0
@@ -204,18 +204,22 @@ class Coordinator:
                 return effects
 
     def _next_task(self, now: float) -> list[Effect]:
-        waiting = [row for row in self._store.tasks() if row.status in ("running", "queued")]
+        waiting = [row for row in self._store.tasks() if row.status in ("stopping", "running", "queued")]
         if not waiting:
             return []
-        row = sorted(waiting, key=lambda candidate: candidate.status != "running")[0]
+        row = sorted(waiting, key=lambda candidate: candidate.status == "queued")[0]
         try:
             closed = {r.round for r in self._store.rounds(row.task.name) if r.groups_aborted < r.groups}
-            self._running = RunningTask.load(row, closed, self.models, self._entropy)
+            self._running = RunningTask.load(row, closed, self.models, self._entropy, self._store.is_spent)
         except CoveyError as error:
             self._store.set_status(row.task.name, "failed", str(error))
             return [Note("task-failed", f"task {row.task.name}: {error}")]
         self._machine.advance("task")
         self._last_arrival = now
+        if row.status == "stopping":
+            return self.stop_task(row.task.name)
+        if self._running.over:  # the power went between its last round and its end
+            return self._finish(self._running, "done", "")
         self._store.set_status(row.task.name, "running")
         return [Note("task", f"task {row.task.name}: gathering devices")]
 
@@ -304,8 +308,9 @@ class Coordinator:
     def _guard_signing(self, effects: list[Effect]) -> list[Effect]:
         """Before a set is published for signing, remember that this model is spent; before a roster, the sequences."""
         assert self.run is not None
-        if self.run.reached_signing and self._running is not None:
-            self._store.mark_signed(self._running.task.name, self.run.opened.manifest.model.digest)
+        model = self.run.opened.manifest.model.digest
+        if self.run.reached_signing and not self._store.is_spent(model):
+            self._store.spend(model)
         published = {effect.id for effect in effects if isinstance(effect, Publish) and effect.kind == topics.ROSTER}
         for group in published:
             self.registry.save_sequences([name for name, _ in self.run.groups[group].grouping.members])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from covey_aggregator.files import replace
@@ -16,10 +17,15 @@ _KEPT = 20
 
 
 class ModelFolder:
-    """Files named by digest; bundles also by task."""
+    """Files named by digest; bundles also by task.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: Where they are.
+        needed: Tells which models must stay: the last one of every task.
+    """
+
+    def __init__(self, folder: Path, needed: Callable[[], set[bytes]] = set) -> None:
+        self._folder, self._needed = folder, needed
         self._served: OrderedDict[bytes, bytes] = OrderedDict()
         self._bundles: dict[bytes, bytes] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,8 +82,9 @@ class ModelFolder:
             raise ConfigError(f"{path}: the bundle cannot be read: {error}") from error
 
     def _prune(self) -> None:
-        """Remove all but the newest models and deltas."""
-        blobs = [path for path in self._folder.iterdir() if len(path.name) == 64]
+        """Remove all but the newest models and deltas, and those that a task ended with."""
+        needed = {digest.hex() for digest in self._needed()}
+        blobs = [path for path in self._folder.iterdir() if len(path.name) == 64 and path.name not in needed]
         blobs.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in blobs[_KEPT:]:
             path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from covey_protocol import envelope, model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Publish
+from covey_protocol.errors import ConfigError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Blob, Close, Delta
 from covey_protocol.model import Weights
@@ -54,7 +55,11 @@ class RunningTask:
 
     @staticmethod
     def load(
-        row: TaskRow, closed_rounds: set[int], models: ModelFolder, entropy: Callable[[int], bytes]
+        row: TaskRow,
+        closed_rounds: set[int],
+        models: ModelFolder,
+        entropy: Callable[[int], bytes],
+        is_spent: Callable[[bytes], bool],
     ) -> RunningTask:
         """Read a task's files; one that was running goes on with its last model in a new attempt.
 
@@ -63,11 +68,15 @@ class RunningTask:
             closed_rounds: Numbers of the rounds that have closed.
             models: Where models are kept.
             entropy: Source of uniform bytes.
+            is_spent: Whether devices may have signed a set for a model, in this task or in one that began alike.
 
         Raises:
             CoveyError: Bundle, model or held-out data cannot be used.
         """
-        data = models.bundle(row.task.name) if row.model else Path(row.task.bundle).read_bytes()
+        try:
+            data = models.bundle(row.task.name) if row.model else Path(row.task.bundle).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{row.task.bundle}: the bundle cannot be read: {error}") from error
         bundle = Bundle.decode(data)
         models.put_bundle(row.task.name, data)
         closed = row.round in closed_rounds
@@ -82,7 +91,7 @@ class RunningTask:
             entropy=entropy,
         )
         models.keep(model.to_bytes(running.weights))
-        if row.signed_model == running.model.digest:
+        if is_spent(running.model.digest):
             running.dither()
         return running
 
@@ -96,6 +105,11 @@ class RunningTask:
     def finished(self) -> bool:
         """Whether the open round is the last."""
         return self.round >= self.task.rounds
+
+    @property
+    def over(self) -> bool:
+        """Whether the last round has closed."""
+        return self.round > self.task.rounds
 
     def adopt(self, delta: bytes) -> Publish:
         """Step to the next model; return the delta's publication."""

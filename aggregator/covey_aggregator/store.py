@@ -33,8 +33,9 @@ CREATE TABLE invited (name TEXT PRIMARY KEY, profile TEXT NOT NULL, at REAL NOT 
 CREATE TABLE tasks (
     name TEXT PRIMARY KEY, config BLOB NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
     round INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 0, model BLOB NOT NULL DEFAULT x'',
-    signed_model BLOB NOT NULL DEFAULT x'', created REAL NOT NULL
+    created REAL NOT NULL
 );
+CREATE TABLE spent (model BLOB PRIMARY KEY);
 CREATE TABLE groupings (position INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE rounds (
@@ -71,7 +72,6 @@ class TaskRow:
     round: int
     attempt: int
     model: bytes
-    signed_model: bytes
 
 
 _DEVICE = "name, key, token, profile, status, counter, sequence, software, holds, seen"
@@ -165,9 +165,7 @@ class Store:
 
     def tasks(self) -> list[TaskRow]:
         """Return all tasks in the order in which they were started."""
-        rows = self._do(
-            "SELECT config, status, reason, round, attempt, model, signed_model FROM tasks ORDER BY created, name"
-        )
+        rows = self._do("SELECT config, status, reason, round, attempt, model FROM tasks ORDER BY created, name")
         return [TaskRow(msgspec.json.decode(row[0], type=Task), *row[1:]) for row in rows]
 
     def task(self, name: str) -> TaskRow | None:
@@ -180,14 +178,15 @@ class Store:
 
     def begin_round(self, task: str, round_: int, attempt: int, model: bytes) -> None:
         """Remember that a round is about to be opened; its number is never used again."""
-        self._do(
-            "UPDATE tasks SET status = 'running', round = ?, attempt = ?, model = ? WHERE name = ?",
-            *(round_, attempt, model, task),
-        )
+        self._do("UPDATE tasks SET round = ?, attempt = ?, model = ? WHERE name = ?", round_, attempt, model, task)
 
-    def mark_signed(self, task: str, model: bytes) -> None:
-        """Remember that devices are about to sign a set for this model."""
-        self._do("UPDATE tasks SET signed_model = ? WHERE name = ?", model, task)
+    def spend(self, model: bytes) -> None:
+        """Remember that devices are about to sign a set for this model: one set for one model, in whatever task."""
+        self._do("INSERT OR IGNORE INTO spent VALUES (?)", model)
+
+    def is_spent(self, model: bytes) -> bool:
+        """Whether devices may have signed a set for this model."""
+        return bool(self._do("SELECT 1 FROM spent WHERE model = ?", model))
 
     def end_round(self, task: str, record: RoundRecord, model: bytes) -> None:
         """Remember a round's outcome together with the new model."""

@@ -1,0 +1,367 @@
+"""A fleet without sockets: the coordinator and real devices, wired back to back, with time that a test moves.
+
+``Fleet`` carries effects both ways, runs the heavy jobs inline, and lets a test silence devices from any message on,
+hold jobs back, or start the aggregator again on the same store.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import yaml
+from nacl.signing import SigningKey
+from numpy.typing import NDArray
+
+from covey_aggregator.combine import combine
+from covey_aggregator.coordinator import Coordinator, Phase
+from covey_aggregator.home import DATABASE_FILE, BrokerSettings, ServerHome, init_server
+from covey_aggregator.operator import POLICY_FILE, OperatorHome, init_operator, open_operator
+from covey_aggregator.records import RoundRecord
+from covey_aggregator.rules import cap_norms, rule
+from covey_aggregator.service import _sum
+from covey_aggregator.store import Store, TaskRow
+from covey_aggregator.task import Task
+from covey_modelkit.build import build_bundle
+from covey_modelkit.presets import softmax
+from covey_protocol import envelope, identity, ring, topics
+from covey_protocol.bundle import Bundle
+from covey_protocol.device_round import DeviceRound
+from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish, Send
+from covey_protocol.envelope import Context
+from covey_protocol.epoch_member import EpochMember
+from covey_protocol.errors import PeerError, StaleError
+from covey_protocol.identity import Chain, PinnedKeys
+from covey_protocol.ledger import DeviceLedger
+from covey_protocol.messages import State, Windows
+from covey_protocol.payload import write
+from covey_protocol.policy import Policy
+from covey_protocol.provisioning import Broker, Provisioning
+from covey_protocol.ring import Metrics, RingScale
+from covey_protocol.roster import OpenRound, Trust, read_open
+from covey_protocol.round_table import DeviceStage
+
+FLEET = "meadow"
+FEATURES, CLASSES = 6, 3
+DIMENSION = FEATURES * CLASSES + CLASSES
+WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
+Vector = NDArray[np.float32]
+_EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
+
+
+@functools.cache
+def tiny_bundle() -> Bundle:
+    """Softmax regression of six inputs and three classes."""
+    return build_bundle(softmax([FEATURES], CLASSES), name="tiny")
+
+
+def make_homes(
+    folder: Path, *, fleet: str = FLEET, policy: Policy | None = None, broker: BrokerSettings | None = None
+) -> tuple[OperatorHome, ServerHome]:
+    """Make an operator's and a server's home."""
+    operator = init_operator(folder / "op", fleet)
+    if policy is not None:
+        (operator.path / POLICY_FILE).write_text(yaml.safe_dump(msgspec.to_builtins(policy)))
+        operator = open_operator(operator.path)
+    return operator, init_server(folder / "home", operator, broker or BrokerSettings())
+
+
+def make_task(folder: Path, **changes: Any) -> Task:
+    """Make a quick task whose bundle is there."""
+    path = folder / "tiny.bundle"
+    if not path.exists():
+        path.write_bytes(tiny_bundle().encode())
+    fields: dict[str, Any] = {
+        "name": "digits",
+        "bundle": str(path),
+        "rounds": 2,
+        "clip": 1.0,
+        "group_size": 5,
+        "settle": 0.0,
+        "windows": WINDOWS,
+    }
+    return Task(**{**fields, **changes})
+
+
+def provision(operator: OperatorHome, home: ServerHome, name: str, port: int = 1883) -> Provisioning:
+    """Invite a device."""
+    broker = Broker(host="127.0.0.1", port=port)
+    return operator.provision(name, profile="pi-4", seconds=0, delegation=home.delegation, broker=broker)
+
+
+def signed_state(
+    name: str, key: SigningKey, chain: Chain, counter: int, status: str = "online", fleet: str = FLEET
+) -> bytes:
+    """Return a STATE message."""
+    state = State(status=status, counter=counter, chain=chain, software="test")  # type: ignore[arg-type]
+    return envelope.sign(write(state), Context(fleet=fleet, kind=topics.STATE, sender=name), key)
+
+
+class Device:
+    """A device's real state machines and a random update a round."""
+
+    def __init__(self, name: str, operator: OperatorHome, home: ServerHome) -> None:
+        self.name, self.key, self.counter = name, SigningKey.generate(), 0
+        bundle = provision(operator, home, name)
+        secret = SigningKey(bundle.token_secret)
+        endorsement = identity.endorse(secret, home.fleet, name, bytes(self.key.verify_key))
+        self.chain = Chain(token=bundle.token, endorsement=endorsement)
+        aggregator = bytes(home.key.verify_key)
+        self.trust = Trust(home.fleet, operator.public_key, aggregator, home.policy, PinnedKeys())
+        self.member = EpochMember(
+            fleet=home.fleet,
+            device=name,
+            key=self.key,
+            aggregator_key=aggregator,
+            policy=home.policy,
+            entropy=os.urandom,
+        )
+        self.ledger = DeviceLedger()
+        self.pending: OpenRound | None = None
+        self.round: DeviceRound | None = None
+
+    def state(self, status: str = "online", *, again: bool = False) -> bytes:
+        """Say that the device is there; ``again`` counts a new connection."""
+        self.counter += again or not self.counter
+        return signed_state(self.name, self.key, self.chain, self.counter, status, self.trust.fleet)
+
+    def update(self, opened: OpenRound) -> Vector:
+        """Return this device's update of a round, always the same; longer than the usual clip."""
+        seed = [*self.name.encode(), opened.round, opened.attempt]
+        return np.random.default_rng(seed).normal(0, 0.3, opened.manifest.model.bytes // 4).astype(np.float32)
+
+    def take(self, kind: str, id: str, data: bytes) -> list[Send]:
+        """Take a message and return what it makes the device send."""
+        grouping = self.member.grouping
+        if kind in _EPOCH_KINDS:
+            return self._sends([*self.member.receive(kind, data), *self._join()])
+        if kind == topics.OPEN:
+            if not data:
+                return []
+            opened = read_open(data, id, self.trust)
+            self.ledger.check_round(id, opened.round, opened.attempt)
+            self.pending = opened
+            return self._sends(self._join())
+        ours = id in ("", grouping.group if grouping else "") or kind == topics.CLOSE
+        if self.round is None or not ours:
+            return []
+        effects = self.round.receive(kind, data)
+        if self.round.stage is DeviceStage.DEALT:
+            metrics = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
+            effects = [*effects, *self.round.trained(self.update(self.round.opened), metrics)]
+        return self._sends(effects)
+
+    def _join(self) -> list[Effect]:
+        grouping, opened = self.member.grouping, self.pending
+        if grouping is None or opened is None or grouping.epoch != opened.manifest.epoch:
+            return []
+        self.pending = None
+        self.round = DeviceRound(
+            name=self.name,
+            key=self.key,
+            chain=self.chain,
+            trust=self.trust,
+            grouping=grouping,
+            opened=opened,
+            ledger=self.ledger,
+            entropy=os.urandom,
+        )
+        return self.round.join()
+
+    @staticmethod
+    def _sends(effects: list[Effect]) -> list[Send]:
+        return [effect for effect in effects if isinstance(effect, Send)]
+
+
+class Fleet:
+    """An aggregator and its devices.
+
+    Attributes:
+        silent: Devices that neither hear nor speak any more.
+        silent_from: From which kind of message on a device falls silent: that message is not sent.
+        hold_jobs: Sums and combinations wait while this is set.
+        published, notes, opened: What the aggregator has said so far, over all of its starts.
+        refused: Who refused what, and why: ``aggregator`` or a device.
+        wire: Every message of a device, in order.
+        spent: Models for which some device has signed a set, and how many rounds had been opened by then.
+    """
+
+    def __init__(self, folder: Path, devices: int = 12, *, policy: Policy | None = None) -> None:
+        self.folder = folder
+        self.operator, self.home = make_homes(folder, policy=policy)
+        self.store = Store(self.home.path / DATABASE_FILE)
+        self.coordinator = Coordinator(self.home, self.store, entropy=os.urandom)
+        self.devices: dict[str, Device] = {}
+        self.now = 1000.0
+        self.silent: set[str] = set()
+        self.silent_from: dict[str, str] = {}
+        self.hold_jobs = False
+        self.published: list[Publish] = []
+        self.notes: list[Note] = []
+        self.opened: list[OpenRound] = []
+        self.refused: list[tuple[str, PeerError]] = []
+        self.wire: list[tuple[str, Send]] = []
+        self.spent: dict[bytes, int] = {}
+        self._expected: set[tuple[str, bytes]] = set()
+        self._queue: deque[Callable[[], None]] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._combining: object = None
+        self.arrive(*(f"pi-{number}" for number in range(devices)))
+
+    def arrive(self, *names: str) -> None:
+        """Bring new devices into the fleet."""
+        for name in names:
+            self.devices[name] = Device(name, self.operator, self.home)
+            self.announce(name)
+
+    def announce(self, name: str) -> None:
+        """Let a device say that it is there."""
+        self.to_server(name, topics.STATE, self.devices[name].state())
+
+    def last_will(self, name: str) -> None:
+        """Let the broker say that a device is gone."""
+        topic = topics.parse(topics.up(FLEET, name, topics.STATE))
+        self.carry(self.coordinator.receive(topic, self.devices[name].state("lost"), self.now))
+
+    def start(self, **changes: Any) -> Task:
+        """Queue a task."""
+        task = make_task(self.folder, **changes)
+        self.store.add_task(task)
+        return task
+
+    def row(self, task: str = "digits") -> TaskRow:
+        """Return a task as it stands in the store."""
+        row = self.store.task(task)
+        assert row is not None
+        return row
+
+    def records(self, task: str = "digits") -> list[RoundRecord]:
+        """Return a task's rounds."""
+        return self.store.rounds(task)
+
+    def restart(self) -> None:
+        """Start the aggregator again, as after a power cut: what was on its way to it or from it is lost."""
+        self._queue.clear()
+        self._jobs.clear()
+        self._combining = None
+        self.store.close()
+        self.store = Store(self.home.path / DATABASE_FILE)
+        self.coordinator = Coordinator(self.home, self.store, entropy=os.urandom)
+
+    def finish(self, task: str = "digits", seconds: float = 900) -> TaskRow:
+        """Run until a task has ended."""
+        self.run_until(lambda: self.row(task).status in ("done", "failed", "stopped"), seconds)
+        return self.row(task)
+
+    def run_until(self, done: Callable[[], bool], seconds: float = 900) -> None:
+        """Carry messages one by one, and let time pass when none is on its way."""
+        deadline = self.now + seconds
+        while not done():
+            if self._queue:
+                self._queue.popleft()()
+            elif self._jobs and not self.hold_jobs:
+                self._jobs.popleft()()
+            else:
+                assert self.now < deadline, f"{self.coordinator.phase}: {self.notes[-5:]}"
+                self.now += 1.0
+                self.carry(self.coordinator.tick(self.now))
+
+    def run_to(self, phase: Phase) -> None:
+        """Run until the coordinator is in a phase."""
+        self.run_until(lambda: self.coordinator.phase is phase)
+
+    def carry(self, effects: list[Effect]) -> None:
+        """Carry out what the coordinator wants."""
+        for effect in effects:
+            if isinstance(effect, Note):
+                self.notes.append(effect)
+                self.store.event(effect.cause, effect.text)
+            elif isinstance(effect, Expect):
+                self._expected.add((effect.device, effect.digest))
+            elif isinstance(effect, Deliver):
+                self._queue.append(partial(self.to_device, effect.device, effect.kind, "", effect.data))
+            elif isinstance(effect, Publish):
+                self.published.append(effect)
+                if effect.kind == topics.OPEN and effect.data:
+                    trust = self.home.trust({})
+                    self.opened.append(read_open(effect.data, effect.id, trust))
+                if effect.kind != topics.BLOB:
+                    for name in self.devices:
+                        self._queue.append(partial(self.to_device, name, effect.kind, effect.id, effect.data))
+        self._start_jobs()
+
+    def to_device(self, name: str, kind: str, id: str, data: bytes) -> None:
+        """Bring a message to a device, and its answers on their way."""
+        if name in self.silent:
+            return
+        device = self.devices[name]
+        try:
+            sends = device.take(kind, id, data)
+        except StaleError:
+            return  # a device hears what is not for it; the agent drops that too
+        except PeerError as error:
+            self.refused.append((name, error))
+            return
+        for send in sends:
+            if self.silent_from.get(name) == send.kind:
+                self.silent.add(name)
+                return
+            if send.kind == topics.SURVIVORS and device.round is not None:
+                self.spent.setdefault(device.round.opened.manifest.model.digest, len(self.opened))
+            self.wire.append((name, send))
+            self._queue.append(partial(self.to_server, name, send.kind, send.data, send.transfer))
+
+    def to_server(self, name: str, kind: str, data: bytes, transfer: bool = False) -> None:
+        """Bring a device's message to the aggregator."""
+        if name in self.silent:
+            return
+        try:
+            if transfer:
+                self.carry(self.coordinator.vector(name, data, self.now))
+            else:
+                topic = topics.parse(topics.up(FLEET, name, kind))
+                self.carry(self.coordinator.receive(topic, data, self.now))
+        except PeerError as error:
+            self.refused.append(("aggregator", error))
+
+    def _start_jobs(self) -> None:
+        run = self.coordinator.run
+        if run is None:
+            return
+        for name in run.to_sum():
+            self._jobs.append(partial(self._sum, name))
+        if self.coordinator.phase is Phase.COMBINING and self._combining is not run:
+            self._combining = run
+            self._jobs.append(self._combine)
+
+    def _sum(self, name: str) -> None:
+        assert self.coordinator.run is not None
+        mean, reason = _sum(self.coordinator.run.groups[name])
+        self.carry(self.coordinator.summed(name, mean, reason, self.now))
+
+    def _combine(self) -> None:
+        weights, means, task, evaluator = self.coordinator.combine_inputs()
+        outcome = combine(weights, means, rule_name=task.rule, beta=task.beta, evaluator=evaluator)
+        self.carry(self.coordinator.combined(outcome, self.now))
+
+    def weights(self, digest: bytes) -> Vector:
+        """Return a model that the aggregator keeps."""
+        return self.coordinator.models.load(digest)
+
+    def plain_step(self, record: RoundRecord, opened: OpenRound, rule_name: str, beta: float) -> tuple[Vector, float]:
+        """Compute a round's step from the clear updates of the survivors, and how far quantisation may move it."""
+        clip = opened.manifest.clip
+        means = []
+        for group in record.details:
+            if not group.cause:
+                clear = [self.devices[name].update(opened) for name in group.survivors]
+                means.append(np.mean([ring.clip_norm(update, clip)[0] for update in clear], axis=0))
+        step = rule(rule_name)(cap_norms(np.stack(means).astype(np.float32)), beta)
+        return step, RingScale(clip, opened.manifest.n_max).step + float(np.abs(step).max()) / 32767 + 1e-6

@@ -1,0 +1,400 @@
+"""The coordinator with a fleet of real devices in memory, through everything that can go wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.aggregator.fleet import FLEET, Fleet, tiny_bundle
+
+from covey_aggregator.coordinator import Phase
+from covey_protocol import envelope, topics
+from covey_protocol.errors import PeerError, StaleError
+from covey_protocol.policy import Policy
+
+
+@pytest.fixture
+def make_fleet(tmp_path: Path) -> Callable[..., Fleet]:
+    return lambda devices=12, **options: Fleet(tmp_path, devices, **options)
+
+
+def closes(fleet: Fleet) -> int:
+    return sum(effect.kind == topics.CLOSE for effect in fleet.published)
+
+
+def causes(fleet: Fleet) -> list[str]:
+    return [note.cause for note in fleet.notes]
+
+
+def check_never_again(fleet: Fleet) -> None:
+    """No round number, epoch or spent model was ever used twice, and no device had to refuse a second set."""
+    rounds = [(opened.task, opened.round, opened.attempt) for opened in fleet.opened]
+    assert len(set(rounds)) == len(rounds)
+    assert rounds == sorted(rounds, key=lambda place: (place[0] != rounds[0][0], place[1:]))
+    lists = [envelope.parse(effect.data) for effect in fleet.published if effect.kind == topics.EPOCH]
+    numbers = [(message.round, message.attempt) for message in lists]
+    assert numbers == sorted(set(numbers))
+    models = [opened.manifest.model.digest for opened in fleet.opened]
+    assert all(model not in models[opened:] for model, opened in fleet.spent.items())
+    assert not [error for who, error in fleet.refused if who != "aggregator"]
+
+
+@pytest.mark.parametrize("rule_name", ["trimmed-mean", "median", "mean"])
+def test_a_task_reaches_the_model_that_the_plain_computation_reaches(
+    make_fleet: Callable[..., Fleet], rule_name: str
+) -> None:
+    fleet = make_fleet(20)
+    fleet.start(rounds=3, rule=rule_name, beta=0.25)
+    row = fleet.finish()
+    records = fleet.records()
+    assert (row.status, row.reason, [record.round for record in records]) == ("done", "", [1, 2, 3])
+    assert [opened.manifest.last for opened in fleet.opened] == [False, False, True]
+    before = tiny_bundle().weights
+    for record, opened in zip(records, fleet.opened, strict=True):
+        assert (record.participants, record.accepted, record.groups, record.groups_aborted) == (20, 20, 4, 0)
+        step, tolerance = fleet.plain_step(record, opened, rule_name, 0.25)
+        after = fleet.weights(bytes.fromhex(record.model))
+        assert np.abs(after - before - step).max() <= tolerance
+        assert record.federated_accuracy == pytest.approx(0.5, abs=0.01)
+        assert record.federated_loss == pytest.approx(1.5, abs=0.05)
+        assert record.clip == 1.0
+        before = after
+    assert row.model == bytes.fromhex(records[-1].model)
+    assert closes(fleet) == 3
+    check_never_again(fleet)
+    last = fleet.published[-1]
+    assert (last.kind, last.id, last.data, last.retain) == (topics.OPEN, "digits", b"", True)
+
+
+def test_the_first_round_waits_for_enough_devices_that_have_settled(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(5)
+    fleet.start(rounds=1, devices_min=6, settle=3.0)
+    fleet.run_until(lambda: fleet.now >= 1020)
+    assert fleet.coordinator.phase is Phase.GATHERING
+    fleet.arrive("late")
+    arrived = fleet.now
+    fleet.run_to(Phase.GROUPING)
+    assert fleet.now >= arrived + 3
+    assert fleet.finish().status == "done"
+
+
+def test_a_group_that_aborts_does_not_stop_the_others_and_a_new_epoch_opens_without_the_silent(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(15)
+    fleet.start(rounds=2)
+    fleet.run_to(Phase.ROUND)
+    assert fleet.coordinator.run is not None
+    group, run = next(iter(fleet.coordinator.run.groups.items()))
+    lost = [name for name, _ in run.grouping.members][:3]
+    for name in lost:
+        fleet.silent_from[name] = topics.MASKED
+    fleet.run_until(lambda: fleet.silent == set(lost))
+    for name in lost:
+        fleet.last_will(name)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    (first,) = fleet.records()
+    assert (first.groups, first.groups_aborted, first.accepted, first.dropped) == (3, 1, 10, 5)
+    aborted = next(detail for detail in first.details if detail.cause)
+    assert (aborted.group, aborted.cause, aborted.survivors) == (group, "too-few-survivors", [])
+    said = " ".join(note.text for note in fleet.notes)
+    assert f"group {group} aborted: 2 masked vectors arrived, a_min is 4" in said
+    assert f"no answer from {', '.join(sorted(lost))}" in said
+    assert "too-few-survivors" in causes(fleet)
+    assert fleet.finish().status == "done"
+    assert f"group {group} fell under its floor" in " ".join(note.text for note in fleet.notes)
+    first_epoch, second_epoch = (opened.manifest.epoch for opened in fleet.opened)
+    assert second_epoch == first_epoch + 1
+    regrouped = {name for grouping in fleet.store.groupings() for name, _ in grouping.members}
+    assert regrouped == set(fleet.devices) - set(lost)
+    check_never_again(fleet)
+
+
+def test_groups_stay_together_until_the_epoch_is_over(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    fleet.start(rounds=5, epoch_rounds=2)
+    assert fleet.finish().status == "done"
+    assert [opened.manifest.epoch for opened in fleet.opened] == [1, 1, 2, 2, 3]
+    assert "2 rounds have passed" in " ".join(note.text for note in fleet.notes)
+    check_never_again(fleet)
+
+
+@pytest.mark.parametrize(("newcomers", "epochs"), [(3, [1, 1]), (4, [1, 2])])
+def test_four_newcomers_open_a_new_epoch_and_three_wait(
+    make_fleet: Callable[..., Fleet], newcomers: int, epochs: list[int]
+) -> None:
+    fleet = make_fleet(8)
+    fleet.start(rounds=2)
+    fleet.run_to(Phase.ROUND)
+    fleet.arrive(*(f"new-{number}" for number in range(newcomers)))
+    assert fleet.finish().status == "done"
+    assert [opened.manifest.epoch for opened in fleet.opened] == epochs
+    assert fleet.records()[1].participants == 8 + newcomers * (newcomers >= 4)
+
+
+def test_when_every_group_aborts_the_round_is_tried_again_with_new_groups(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    fleet.start(rounds=1)
+    for name in ("pi-0", "pi-1", "pi-2", "pi-3", "pi-4", "pi-5"):
+        fleet.silent_from[name] = topics.MASKED  # before anybody signs
+    fleet.run_until(lambda: len(fleet.opened) == 1 and not fleet.records())
+    fleet.run_until(lambda: bool(fleet.records()))
+    (failed,) = fleet.records()
+    assert (failed.groups_aborted, failed.accepted, failed.accuracy) == (failed.groups, 0, None)
+    fleet.silent.clear()
+    fleet.silent_from.clear()
+    assert fleet.finish().status == "done"
+    places = [(opened.round, opened.attempt, opened.manifest.epoch) for opened in fleet.opened]
+    assert places == [(1, 1, 1), (1, 2, 2)]
+    assert len({opened.manifest.model.digest for opened in fleet.opened}) == 1  # nobody had signed a set for it
+    assert "round 1.1: every group aborted" in [note.text for note in fleet.notes]
+    check_never_again(fleet)
+
+
+def test_a_model_that_devices_have_signed_a_set_for_is_not_used_again(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=1)
+    for name in ("pi-0", "pi-1"):
+        fleet.silent_from[name] = topics.UNMASK  # t = 3 of 4 have signed, 2 reveal
+    fleet.run_until(lambda: bool(fleet.records()))
+    fleet.silent.clear()
+    fleet.silent_from.clear()
+    assert fleet.finish().status == "done"
+    first, second = (fleet.weights(opened.manifest.model.digest) for opened in fleet.opened)
+    assert not np.array_equal(first, second)
+    assert np.linalg.norm(first - second) < 1e-3 * np.linalg.norm(first)
+    assert len(fleet.spent) == 2
+    check_never_again(fleet)
+
+
+def test_a_task_fails_with_its_reason_when_its_attempts_are_used_up(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    for name in fleet.devices:
+        fleet.silent_from[name] = topics.SHARES
+    task = fleet.start(rounds=1, attempts=1)
+    row = fleet.finish(task.name)
+    assert (row.status, row.reason) == ("failed", "round 1.1: every group aborted (1 times in a row)")
+    assert fleet.coordinator.phase is Phase.IDLE
+
+
+def test_an_epoch_that_does_not_come_about_counts_as_a_failed_attempt(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    for name in fleet.devices:
+        fleet.silent_from[name] = topics.COMMITMENT
+    fleet.start(rounds=1, attempts=3)
+    row = fleet.finish()
+    assert (row.status, row.reason) == ("failed", "no groups came about (3 times in a row)")
+    assert causes(fleet).count("epoch-failed") == 3
+    check_never_again(fleet)
+
+
+@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.GROUPING, Phase.ROUND, Phase.COMBINING])
+def test_a_task_that_is_stopped_ends_in_any_phase_and_the_next_one_runs(
+    make_fleet: Callable[..., Fleet], phase: Phase
+) -> None:
+    fleet = make_fleet(8)
+    fleet.hold_jobs = phase is Phase.COMBINING
+    fleet.start(rounds=3, devices_min=9 if phase is Phase.GATHERING else 4)
+    fleet.start(name="second", rounds=1)
+    if phase is Phase.COMBINING:
+        fleet.run_until(lambda: len(fleet._jobs) == 2)  # the groups' sums
+        fleet.hold_jobs = False
+        fleet.run_until(lambda: fleet.coordinator.phase is phase)
+        fleet._jobs.clear()
+    fleet.run_to(phase)
+    assert fleet.coordinator.stop_task("nobody") == []
+    fleet.carry(fleet.coordinator.stop_task("digits"))
+    assert (fleet.row().status, fleet.row().reason) == ("stopped", "stopped by the operator")
+    assert fleet.finish("second").status == "done"
+    assert [record.round for record in fleet.records("second")] == [1]
+
+
+def test_tasks_run_one_after_the_other_in_the_order_they_were_started(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    fleet.start(name="zebra", rounds=2)
+    fleet.start(name="ant", rounds=1)
+    fleet.finish("ant")
+    assert [(opened.task, opened.round) for opened in fleet.opened] == [("zebra", 1), ("zebra", 2), ("ant", 1)]
+    assert [row.status for row in fleet.store.tasks()] == ["done", "done"]
+    assert {opened.manifest.epoch for opened in fleet.opened} == {1}  # the groups outlive the task
+
+
+def test_a_finished_tasks_model_outlives_the_rounds_of_later_tasks(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(name="first", rounds=1)
+    fleet.start(name="second", rounds=12)
+    assert fleet.finish("second").status == "done"
+    assert len(fleet.weights(fleet.row("first").model))
+
+
+@pytest.mark.parametrize("damage", ["bundle", "held-out"])
+def test_a_task_whose_files_are_gone_fails_and_the_next_one_runs(
+    make_fleet: Callable[..., Fleet], damage: str, tmp_path: Path
+) -> None:
+    fleet = make_fleet(4)
+    missing = str(tmp_path / "gone")
+    changes = {"bundle": missing} if damage == "bundle" else {"held_out": missing}
+    fleet.start(name="broken", **changes)
+    fleet.start(name="whole", rounds=1)
+    assert fleet.finish("whole").status == "done"
+    row = fleet.row("broken")
+    assert row.status == "failed"
+    assert missing in row.reason
+
+
+@pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.GROUPING, Phase.ROUND, Phase.COMBINING])
+def test_after_a_restart_the_task_goes_on_in_a_new_attempt(make_fleet: Callable[..., Fleet], phase: Phase) -> None:
+    fleet = make_fleet(8)
+    fleet.start(rounds=2, devices_min=9 if phase is Phase.GATHERING else 4)
+    fleet.run_to(phase)
+    if phase is Phase.ROUND:
+        fleet.run_until(lambda: fleet.wire[-1][1].kind == topics.MASKED)
+    fleet.restart()
+    assert fleet.coordinator.phase is Phase.IDLE
+    if phase is Phase.GATHERING:
+        fleet.arrive("ninth")
+    assert fleet.finish().status == "done"
+    places = [(opened.round, opened.attempt) for opened in fleet.opened]
+    again = phase in (Phase.ROUND, Phase.COMBINING)
+    assert places == ([(1, 1), (1, 2), (2, 1)] if again else [(1, 1), (2, 1)])
+    assert [record.round for record in fleet.records()] == [1, 2]
+    check_never_again(fleet)
+    if phase is Phase.COMBINING:
+        assert len({opened.manifest.model.digest for opened in fleet.opened[:2]}) == 2
+
+
+def test_restarts_at_every_message_never_reuse_anything(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=4)
+    for wait in range(1, 40):
+        seen = len(fleet.wire) + wait
+        fleet.run_until(lambda seen=seen: len(fleet.wire) >= seen or fleet.row().status == "done")  # type: ignore[misc]
+        if fleet.row().status == "done":
+            break
+        fleet.restart()
+    assert fleet.finish().status == "done"
+    assert [record.round for record in fleet.records() if record.accepted] == [1, 2, 3, 4]
+    assert len(fleet.opened) > 4
+    check_never_again(fleet)
+
+
+def test_a_restart_behind_the_last_close_adds_no_round(
+    make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=1)
+    end_round = fleet.store.end_round
+
+    def cut(*values: Any) -> None:
+        end_round(*values)
+        raise KeyboardInterrupt  # the power goes when the round is in the store and its task is not done yet
+
+    monkeypatch.setattr(fleet.store, "end_round", cut)
+    with pytest.raises(KeyboardInterrupt):
+        fleet.finish()
+    fleet.restart()
+    assert fleet.finish().status == "done"
+    assert [record.round for record in fleet.records()] == [1]
+
+
+def test_a_stop_that_was_asked_for_while_the_aggregator_was_down_is_carried_out(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=50)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    fleet.store.set_status("digits", "stopping", "stopped by the operator")
+    fleet.restart()
+    row = fleet.finish()
+    assert (row.status, row.reason) == ("stopped", "stopped by the operator")
+    assert (fleet.published[-1].kind, fleet.published[-1].data) == (topics.OPEN, b"")
+
+
+def test_a_round_that_opens_does_not_lose_a_stop(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=50)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    fleet.store.set_status("digits", "stopping", "stopped by the operator")
+    fleet.run_until(lambda: len(fleet.opened) > 3)
+    assert fleet.row().status == "stopping"
+
+
+def test_strangers_late_comers_and_repetitions_change_nothing(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(8)
+    stranger = Fleet(fleet.folder / "elsewhere", 1).devices["pi-0"]
+    fleet.start(rounds=1)
+    said: Counter[str] = Counter()
+
+    def refuse(name: str, kind: str, data: bytes, transfer: bool = False) -> None:
+        before = (fleet.coordinator.phase, fleet.store.devices(), fleet.row())
+        with pytest.raises(PeerError) as caught:
+            if transfer:
+                fleet.coordinator.vector(name, data, fleet.now)
+            else:
+                topic = topics.parse(topics.up(FLEET, name, kind))
+                fleet.coordinator.receive(topic, data, fleet.now)
+        said[caught.value.cause] += 1
+        assert (fleet.coordinator.phase, fleet.store.devices(), fleet.row()) == before
+
+    refuse("pi-0", topics.JOIN, b"")  # no round is open
+    refuse("pi-0", topics.OPENING, b"")  # no epoch is being opened
+    refuse("stranger", topics.STATE, stranger.state())
+    refuse("pi-0", topics.WANT, b"")
+    seen = 0
+    while fleet.row().status != "done":
+        fleet.run_until(lambda past=seen: len(fleet.wire) > past or fleet.row().status == "done")  # type: ignore[misc]
+        fleet.run_until(lambda: not fleet._queue or fleet.row().status == "done")
+        refuse("stranger", topics.JOIN, b"")
+        for name, send in fleet.wire[seen:]:
+            if fleet.coordinator.run is not None or fleet.coordinator._epoch is not None:
+                refuse(name, send.kind, send.data, send.transfer)  # a second time
+        seen = len(fleet.wire)
+    assert {"unknown-device", "stage", "kind"} <= set(said)
+    assert fleet.records()[0].accepted == 8
+    check_never_again(fleet)
+
+
+def test_messages_of_another_round_are_stale(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=2)
+    fleet.run_until(lambda: len(fleet.opened) == 2)
+    for name, send in list(fleet.wire):
+        if send.kind in (topics.JOIN, topics.MASKED) and not send.transfer:
+            topic = topics.parse(topics.up(FLEET, name, send.kind))
+            with pytest.raises(StaleError) as caught:
+                fleet.coordinator.receive(topic, send.data, fleet.now)
+            assert caught.value.cause == "wrong-round"
+    assert fleet.finish().status == "done"
+
+
+def test_a_device_outside_the_groups_is_told_so(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=1)
+    fleet.run_to(Phase.ROUND)
+    fleet.arrive("new")
+    with pytest.raises(StaleError, match="'new' is in no group of this epoch"):
+        fleet.coordinator.receive(topics.parse(topics.up(FLEET, "new", topics.JOIN)), b"", fleet.now)
+    with pytest.raises(StaleError, match="in no group"):
+        fleet.coordinator.vector("new", b"", fleet.now)
+
+
+def test_the_policys_floors_hold_for_lists_and_rosters(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(7, policy=Policy(list_min=8, n_min=6))
+    fleet.start(rounds=1, group_size=8)
+    fleet.run_until(lambda: fleet.now >= 1020)
+    assert fleet.coordinator.phase is Phase.GATHERING  # seven are too few for a list
+    fleet.arrive("eighth")
+    assert fleet.finish().status == "done"
+    assert fleet.opened[0].manifest.n_min == 6
+
+
+def test_join_sequences_outlive_a_restart(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=1)
+    fleet.finish()
+    fleet.restart()
+    assert fleet.coordinator.registry.sequences == dict.fromkeys(fleet.devices, 1)
