@@ -131,12 +131,9 @@ def main() -> None:
     """Entry point: errors become one line and an exit code (2 for configuration, 1 for the rest)."""
     try:
         cli()
-    except ConfigError as error:
-        click.echo(f"covey-agent: {error}", err=True)
-        sys.exit(BAD_CONFIG)
-    except CoveyError as error:
-        click.echo(f"covey-agent: {error}", err=True)
-        sys.exit(FAILED)
+    except (CoveyError, OSError) as error:
+        click.echo(f"covey-agent: {' '.join(str(error).split())}", err=True)
+        sys.exit(BAD_CONFIG if isinstance(error, ConfigError) else FAILED)
 
 
 if __name__ == "__main__":

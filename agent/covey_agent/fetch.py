@@ -48,6 +48,11 @@ class Fetcher:
         self._wanted.pop(digest, None)
         self._reassembler.forget(digest)
 
+    def keep_only(self, digests: set[bytes]) -> None:
+        """No longer wait for any others."""
+        for digest in set(self._wanted) - digests:
+            self.forget(digest)
+
     def add(self, piece: Piece, now: float) -> bytes | None:
         """Take a piece; return the blob when it is whole; errors as ``Reassembler.add``."""
         wanted = self._wanted.get(piece.digest)

@@ -177,8 +177,13 @@ class Participation:
                 raise RefusedError("the model is not of the manifest's size", cause="model")
             self._set_model(weights)
             return []
-        if manifest.delta is not None and manifest.delta.base == self._model_digest:
-            return self._by_delta(manifest.delta, wanted)
+        delta = manifest.delta
+        if delta is not None and delta.base != self._model_digest:
+            base = self._get_blob(delta.base)  # the model of the last round, from before a restart
+            if base is not None and len(base) == manifest.model.bytes:
+                self._set_model(model.from_bytes(base))
+        if delta is not None and delta.base == self._model_digest:
+            return self._by_delta(delta, wanted)
         return [manifest.model]
 
     def _by_delta(self, delta: Delta, wanted: bytes) -> list[Blob]:

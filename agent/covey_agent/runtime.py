@@ -45,6 +45,7 @@ log = logging.getLogger("covey.agent")
 
 CONNECTIONS = "connections"
 _IDLE = 1.0  # seconds
+_SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
 
 
@@ -193,7 +194,7 @@ class Agent:
                 self._announce("online")
             elif event.topic:
                 self._on_message(event.topic, event.payload)
-        except (CoveyError, ValueError) as error:
+        except _SURVIVABLE as error:
             self._refuse(error, topics.kind_of(event.topic) if isinstance(event, _Message) else "training")
 
     def _refuse(self, error: Exception, where: str) -> None:
@@ -245,6 +246,11 @@ class Agent:
         except PeerError as error:
             self._holds = refusal(error, task)
             raise
+        manifest = opened.manifest
+        named = {manifest.bundle.digest, manifest.model.digest}
+        if manifest.delta is not None:
+            named.add(manifest.delta.blob.digest)
+        self._fetcher.keep_only(named)  # what older rounds waited for is served no longer, and uses the budget up
         self._go_on()
 
     def _on_round(self, kind: str, payload: bytes) -> None:
@@ -299,7 +305,7 @@ class Agent:
                     entropy=self._entropy,
                 )
                 effects = round_.join()
-            except (CoveyError, ValueError) as error:
+            except _SURVIVABLE as error:
                 part.give_up()
                 self._holds = f"not taking part in {task!r}: {error}"
                 self._refuse(error, f"task {task}")
@@ -341,11 +347,14 @@ class Agent:
 
     def _ask(self) -> None:
         """Ask for blobs that do not come by themselves."""
+        assert self._link is not None
         for digest, have in self._fetcher.due(self._clock()):
             context = Context(fleet=self.home.fleet, kind=topics.WANT, sender=self.home.device)
             data = sign(write(Want(digest=digest, have=have)), context, self.home.key)
-            assert self._link is not None
-            self._link.publish(topics.up(self.home.fleet, self.home.device, topics.WANT), data)
+            try:
+                self._link.publish(topics.up(self.home.fleet, self.home.device, topics.WANT), data)
+            except LocalError as error:  # such as a full outbox; the question is put again later
+                self._refuse(error, topics.WANT)
 
     def _follow_group(self) -> None:
         """Listen to this device's group, and no longer to the one before."""

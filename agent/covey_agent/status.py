@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("covey.agent")
 _INTERVAL = 1.0
 
 
@@ -21,6 +23,7 @@ class StatusFile:
         self._path, self._clock = path, clock
         self._written_at = float("-inf")
         self._last: dict[str, Any] = {}
+        self._failed = False
 
     def write(self, snapshot: Callable[[], dict[str, Any]]) -> None:
         """Write the snapshot if it is time."""
@@ -31,10 +34,15 @@ class StatusFile:
         current = snapshot()
         if current == self._last:
             return
-        self._last = current
         beside = self._path.with_name(f".{self._path.name}.new")
-        beside.write_text(json.dumps({**current, "written": int(time.time())}, indent=2), encoding="utf-8")
-        beside.replace(self._path)
+        try:
+            beside.write_text(json.dumps({**current, "written": int(time.time())}, indent=2), encoding="utf-8")
+            beside.replace(self._path)
+        except OSError as error:  # a full card must not end the agent
+            log.log(logging.DEBUG if self._failed else logging.ERROR, "%s: %s", self._path, error)
+            self._failed = True
+        else:
+            self._last, self._failed = current, False
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
