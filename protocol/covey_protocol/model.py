@@ -54,7 +54,8 @@ def apply_delta(base: Weights, delta: bytes) -> Weights:
     """Return the model that a delta leads to.
 
     Raises:
-        MalformedError: The delta is not one for a model of this size, or its scale is not finite.
+        MalformedError: The delta is not one for a model of this size, or something in it or in the result is not
+            finite.
     """
     if len(delta) != _SCALE_BYTES + 2 * len(base):
         raise MalformedError(f"a delta of {len(delta)} bytes for a model of {len(base)} parameters")
@@ -62,5 +63,8 @@ def apply_delta(base: Weights, delta: bytes) -> Weights:
     if not np.isfinite(scale):
         raise MalformedError("the delta's scale is not finite")
     steps = np.frombuffer(delta[_SCALE_BYTES:], "<i2").astype(np.float32)
-    result: Weights = base + steps * np.float32(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result: Weights = base + steps * np.float32(scale)
+    if not np.isfinite(result).all():
+        raise MalformedError("the delta leads to a model with values that are not finite")
     return result
