@@ -86,7 +86,10 @@ def test_rounding_keeps_the_norm_bound(scale: RingScale, dimension: int, number:
 
 def test_the_norm_bound_holds_even_if_every_draw_breaks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # A generator that always rounds up: then the fallback, which rounds towards zero.
-    monkeypatch.setattr(prg, "expand", lambda seed, length: np.full(length, 65535, np.uint16))
+    def always_up(seed: bytes, length: int) -> list[tuple[slice, Ring]]:
+        return [(slice(0, length), np.full(length, 65535, np.uint16))]
+
+    monkeypatch.setattr(prg, "blocks", always_up)
     scale = RingScale(1.0, 10)
     update = np.full(1000, 1 / math.sqrt(1000), np.float32)
     decoded, _ = ring.decode_mean(ring.encode(update, SOME, scale, seed(0)), 1, scale)
