@@ -93,9 +93,13 @@ class Store:
             self._db = sqlite3.connect(str(path), timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            # Two processes may find no database at once: only one of them makes it.
+            self._db.execute("BEGIN IMMEDIATE")
             version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
             if version == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+                for statement in f"{_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}".split(";"):
+                    self._db.execute(statement)
+            self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise ConfigError(f"{path}: not a usable database: {error}") from error
         if version > _SCHEMA_VERSION:
