@@ -78,4 +78,4 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, kind)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error  # YAML's errors have many lines

@@ -89,7 +89,7 @@ class ServerHome:
     def broker_for_devices(self) -> Broker:
         """Return the broker as provisioning bundles name it."""
         broker = self.settings.broker
-        ca = (self.path / broker.ca_file).read_text(encoding="ascii") if broker.ca_file else ""
+        ca = _read(self.path / broker.ca_file).decode("ascii", "replace") if broker.ca_file else ""
         return Broker(host=broker.advertise or broker.host, port=broker.port, ca=ca)
 
 
@@ -131,17 +131,32 @@ def open_server(path: Path) -> ServerHome:
     settings = read_yaml(path / SETTINGS_FILE, ServerSettings)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
     key = SigningKey(read_private(path / KEY_FILE, 32))
-    try:
-        operator_key = bytes.fromhex((path / OPERATOR_FILE).read_text(encoding="ascii").strip())
-        delegation = (path / DELEGATION_FILE).read_bytes()
-        signed_policy = (path / POLICY_FILE).read_bytes()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    operator_key = _operator_key(path / OPERATOR_FILE)
+    delegation, signed_policy = _read(path / DELEGATION_FILE), _read(path / POLICY_FILE)
+    file = DELEGATION_FILE
     try:
         word = identity.verify_delegation(delegation, operator_key=operator_key, fleet=settings.fleet)
+        file = POLICY_FILE
         policy = verify_policy(signed_policy, operator_key=operator_key, fleet=settings.fleet)
     except CoveyError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path / file}: {error}") from error
     if word.aggregator_key != bytes(key.verify_key):
         raise ConfigError(f"{path / DELEGATION_FILE}: is for another key than {path / KEY_FILE}")
     return ServerHome(path, settings, key, operator_key, delegation, policy)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _operator_key(path: Path) -> bytes:
+    try:
+        key = bytes.fromhex(_read(path).decode("ascii").strip())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a key in hex: {error}") from error
+    if len(key) != 32:
+        raise ConfigError(f"{path}: holds {len(key)} bytes where a key has 32")
+    return key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -61,7 +61,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             ConfigError: A name that cannot stand in a topic, an unknown rule, or a ring that could wrap.
         """
-        topics.check_name(self.name, "task")
+        topics.check_name(self.name, "name")
         rule(self.rule)
         if self.group_size >= ROSTER_MAX:
             raise ConfigError(f"group_size {self.group_size}: at most {ROSTER_MAX - 1}, so that a newcomer has a place")
@@ -75,10 +75,11 @@ def load_task(path: Path) -> Task:
         ConfigError: It is not YAML, breaks the schema, or names a file that is not there.
     """
     task = read_yaml(path, Task)
+    _refuse_unknown(path)
     changes = {}
     for field in ("bundle", "held_out"):
         value = getattr(task, field)
-        if value:
+        if value or field == "bundle":
             file = (path.parent / value).absolute()
             if not file.is_file():
                 raise ConfigError(f"{path}: {field}: there is no file {file}")
@@ -89,3 +90,12 @@ def load_task(path: Path) -> Task:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return task
+
+
+def _refuse_unknown(path: Path) -> None:
+    """Refuse misspelt fields in the parts that also travel in messages, where unknown fields are tolerated."""
+    parts = read_yaml(path, dict[str, Any])
+    for field, kind in (("local", Plan), ("windows", Windows)):
+        unknown = sorted(set(parts.get(field, ())) - set(kind.__struct_fields__))
+        if unknown:
+            raise ConfigError(f"{path}: {field} contains unknown field `{unknown[0]}`")

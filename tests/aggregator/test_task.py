@@ -1,0 +1,109 @@
+"""Task files: what they may say, and what is answered when they say something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from covey_aggregator.task import load_task
+from covey_protocol.errors import ConfigError
+
+GOOD: dict[str, Any] = {"name": "digits", "bundle": "models/tiny.bundle", "rounds": 5, "clip": 1.5}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny.bundle").write_bytes(b"bundle")
+    (tmp_path / "held.npz").write_bytes(b"data")
+    return tmp_path / "task.yaml"
+
+
+def write(file: Path, **changes: object) -> Path:
+    fields = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    file.write_text(yaml.safe_dump(fields))
+    return file
+
+
+def test_paths_start_at_the_tasks_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    task = load_task(write(file, held_out="held.npz"))
+    assert Path(task.bundle) == file.parent / "models" / "tiny.bundle"
+    assert Path(task.held_out) == file.parent / "held.npz"
+    absolute = load_task(write(file, bundle=str(file.parent / "held.npz")))
+    assert Path(absolute.bundle) == file.parent / "held.npz"
+
+
+def test_everything_but_four_fields_has_a_default(file: Path) -> None:
+    task = load_task(write(file))
+    assert (task.group_size, task.rule, task.held_out, task.local.epochs) == (10, "trimmed-mean", "", 1)
+
+
+REFUSED = [
+    ({"name": None}, "name"),
+    ({"bundle": None}, "bundle"),
+    ({"rounds": None}, "rounds"),
+    ({"clip": None}, "clip"),
+    ({"name": "Big Name"}, "name"),
+    ({"name": "a/b"}, "name"),
+    ({"name": ""}, "name"),
+    ({"name": 7}, "name"),
+    ({"bundle": "gone.bundle"}, "bundle"),
+    ({"bundle": "models"}, "bundle"),
+    ({"bundle": ""}, "bundle"),
+    ({"held_out": "gone.npz"}, "held_out"),
+    ({"rounds": 0}, "rounds"),
+    ({"rounds": 1.5}, "rounds"),
+    ({"rounds": "many"}, "rounds"),
+    ({"clip": 0}, "clip"),
+    ({"clip": -1}, "clip"),
+    ({"clip": float("nan")}, "clip"),
+    ({"clip": float("inf")}, "clip"),
+    ({"group_size": 3}, "group_size"),
+    ({"group_size": 32}, "group_size"),
+    ({"group_size": 33}, "group_size"),
+    ({"devices_min": 3}, "devices_min"),
+    ({"settle": -1}, "settle"),
+    ({"settle": float("nan")}, "settle"),
+    ({"local": {"learning_rate": -1}}, "learning_rate"),
+    ({"local": {"learning_rate": float("nan")}}, "learning_rate"),
+    ({"local": {"momentum": 1}}, "momentum"),
+    ({"local": {"epochs": 0}}, "epochs"),
+    ({"local": {"batch_size": 0}}, "batch_size"),
+    ({"local": {"lr": 0.1}}, "lr"),
+    ({"rule": "krum"}, "rule"),
+    ({"beta": 0.5}, "beta"),
+    ({"beta": float("nan")}, "beta"),
+    ({"windows": {"join": 1}}, "windows"),
+    ({"windows": {"join": 0, "shares": 1, "masked": 1, "survivors": 1, "unmask": 1}}, "join"),
+    ({"windows": {"join": 1, "shares": 1, "masked": 1, "survivors": 1, "unmask": float("nan")}}, "unmask"),
+    ({"windows": {"join": 1, "shares": 1, "masked": 1, "survivors": 1, "unmask": 1, "ummask": 1}}, "ummask"),
+    ({"epoch_rounds": 0}, "epoch_rounds"),
+    ({"attempts": 0}, "attempts"),
+    ({"atempts": 3}, "atempts"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), REFUSED)
+def test_what_is_refused_names_file_and_field(file: Path, changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_task(write(file, **changes))
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    assert field in message.removeprefix(f"{file}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "name: !!python/object:os.system x", "\x00", "just words"])
+def test_a_file_that_is_no_mapping_is_named(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"task\.yaml: "):
+        load_task(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: "):
+        load_task(tmp_path / "gone.yaml")
