@@ -23,7 +23,7 @@ class Evaluator:
         path: ``.npz`` file with arrays x and y.
 
     Raises:
-        ConfigError: The file cannot be read or does not suit the model.
+        ConfigError: The file cannot be read or does not suit the model, or the graph cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle, path: Path) -> None:
@@ -32,16 +32,21 @@ class Evaluator:
             with np.load(path, allow_pickle=False) as arrays:
                 self._x = np.asarray(arrays["x"], np.float32)
                 self._y = np.asarray(arrays["y"], np.int64)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ConfigError(f"{path}: not an .npz file with arrays x and y: {error}") from error
         if list(self._x.shape[1:]) != list(self._manifest.input.shape) or self._y.shape != self._x.shape[:1]:
             raise ConfigError(f"{path}: x {self._x.shape} and y {self._y.shape} do not suit {self._manifest.name!r}")
         if len(self._y) == 0 or self._y.min() < 0 or self._y.max() >= self._manifest.classes:
             raise ConfigError(f"{path}: y must hold labels from 0 to {self._manifest.classes - 1}")
+        if not np.isfinite(self._x).all():
+            raise ConfigError(f"{path}: x holds values that are not finite")
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(bundle.infer, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(bundle.infer, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ConfigError(f"infer.onnx of {self._manifest.name!r} cannot be loaded: {error}") from error
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def __call__(self, weights: Weights) -> tuple[float, float]:

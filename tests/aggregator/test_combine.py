@@ -1,0 +1,80 @@
+"""From sums to a model, and models that differ only a little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.aggregator.fleet import Vector
+
+from covey_aggregator.combine import GroupMean, combine, dithered, group_mean
+from covey_aggregator.rules import cap_norms, rule
+from covey_protocol import model, ring
+from covey_protocol.ring import Metrics, RingScale
+
+SCALE = RingScale(2.0, 5)
+METRICS = Metrics(loss=0.7, accuracy=0.25, samples=100, norm=1.0)
+
+
+def vector(seed: int, dimension: int = 40) -> Vector:
+    values: Vector = np.random.default_rng(seed).normal(0, 0.2, dimension).astype(np.float32)
+    return ring.clip_norm(values, SCALE.clip)[0]
+
+
+def mean_of(seed: int, **metrics: float) -> GroupMean:
+    fields = {"loss": 0.7, "accuracy": 0.25, "samples": 100, "norm": 1.0}
+    return GroupMean(vector(seed), Metrics(**{**fields, **metrics}), 5)
+
+
+def test_a_sum_becomes_the_members_mean() -> None:
+    vectors = [vector(seed) for seed in range(5)]
+    total = np.zeros(44, np.uint16)
+    for seed, each in enumerate(vectors):
+        total += ring.encode(each, METRICS, SCALE, bytes([seed]) * 32)
+    found = group_mean(total, 5, SCALE)
+    assert found is not None
+    assert found.count == 5
+    np.testing.assert_allclose(found.update, np.mean(vectors, axis=0), atol=SCALE.step)
+    assert found.metrics.accuracy == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("place", [0, 39, 40, 43])
+def test_a_sum_that_no_honest_members_can_have_made_is_none(place: int) -> None:
+    total = np.zeros(44, np.uint16)
+    total[place] = np.array([-32768], np.int16).view(np.uint16)[0]
+    assert group_mean(total, 5, SCALE) is None
+    total[place] = 0
+    assert group_mean(total, 5, SCALE) is not None
+
+
+@pytest.mark.parametrize("name", ["trimmed-mean", "median", "mean"])
+def test_the_delta_leads_exactly_to_the_new_model_and_close_to_the_rules_step(name: str) -> None:
+    weights, groups = vector(99), {f"1-s-{seed}": mean_of(seed) for seed in range(5)}
+    outcome = combine(weights, groups, rule_name=name, beta=0.2, evaluator=None)
+    np.testing.assert_array_equal(model.apply_delta(weights, outcome.delta), outcome.weights)
+    step = rule(name)(cap_norms(np.stack([groups[key].update for key in sorted(groups)])), 0.2)
+    np.testing.assert_allclose(outcome.weights, weights + step, atol=float(np.abs(step).max()) / 32767)
+    assert (outcome.accuracy, outcome.loss) == (None, None)
+
+
+def test_metrics_are_medians_over_groups_and_the_new_model_is_what_is_measured() -> None:
+    groups = {str(number): mean_of(number, loss=number, accuracy=number / 10, norm=2 * number) for number in (1, 2, 9)}
+    measured: list[Vector] = []
+
+    class Measure:
+        def __call__(self, weights: Vector) -> tuple[float, float]:
+            measured.append(weights)
+            return 0.5, 0.75
+
+    outcome = combine(vector(99), groups, rule_name="median", beta=0, evaluator=Measure())  # type: ignore[arg-type]
+    assert (outcome.loss, outcome.accuracy) == (0.5, 0.75)
+    assert (outcome.federated_loss, outcome.federated_accuracy, outcome.update_norm) == (2, 0.2, 4)
+    np.testing.assert_array_equal(measured[0], outcome.weights)
+
+
+@pytest.mark.parametrize("weights", [vector(1, 1000), np.zeros(10, np.float32), np.ones(1, np.float32)])
+def test_dither_gives_another_digest_and_hardly_another_model(weights: Vector) -> None:
+    found = model.apply_delta(weights, dithered(weights, b"a" * 32))
+    assert model.model_digest(found) != model.model_digest(weights)
+    assert np.linalg.norm(found - weights) <= 1e-4 * max(np.linalg.norm(weights), np.sqrt(len(weights)))
+    again = model.apply_delta(weights, dithered(weights, b"b" * 32))
+    assert model.model_digest(again) != model.model_digest(found)
