@@ -24,6 +24,7 @@ from covey_protocol.epochs import Grouping
 from covey_protocol.errors import PeerError, RefusedError
 from covey_protocol.messages import Blob, Close, Delta, Manifest
 from covey_protocol.model import Weights
+from covey_protocol.model_guard import ModelGuard
 from covey_protocol.ring import Metrics
 from covey_protocol.roster import OpenRound
 from covey_protocol.round_table import DeviceStage
@@ -75,6 +76,8 @@ class Participation:
         self._data: Dataset | None = None
         self.weights: Weights | None = None
         self._model_digest = b""
+        self._model_round = 0
+        self._guard: ModelGuard | None = None
         self._result: TrainResult | None = None
         self._training = False
         self.closed = 0
@@ -111,7 +114,7 @@ class Participation:
             if bundle is None:
                 return [manifest.bundle]
             self._use_bundle(bundle, manifest)
-        return self._missing_model(manifest)
+        return self._missing_model(manifest, self._pending.round)
 
     def ready(self, grouping: Grouping | None) -> OpenRound | None:
         """Return the pending round if it can be joined now."""
@@ -137,8 +140,14 @@ class Participation:
         return Job(self.round, self._trainer, self._data, self.weights)
 
     def trained(self, round_: DeviceRound, result: TrainResult) -> None:
-        """Take the result of local training."""
+        """Take the result of local training.
+
+        Raises:
+            RefusedError: The incoming model's loss says that it is no honest one; nothing of the result is sent.
+        """
         if round_ is self.round:
+            assert self._guard is not None
+            self._guard.check_loss(result.loss)
             self._result = result
 
     def mask(self) -> list[Effect]:
@@ -163,10 +172,11 @@ class Participation:
         self._data = self._load_data(bundle)
         self._trainer = self._make_trainer(bundle)
         self._bundle_digest = manifest.bundle.digest
+        self._guard = ModelGuard(bundle.manifest.classes)
         if self.weights is None or len(self.weights) != bundle.dimension:
-            self._set_model(np.ascontiguousarray(bundle.weights, np.float32))
+            self._set_model(np.ascontiguousarray(bundle.weights, np.float32), 0)
 
-    def _missing_model(self, manifest: Manifest) -> list[Blob]:
+    def _missing_model(self, manifest: Manifest, round_: int) -> list[Blob]:
         wanted = manifest.model.digest
         if self._model_digest == wanted:
             return []
@@ -175,30 +185,36 @@ class Participation:
             weights = model.from_bytes(stored)
             if len(weights) * 4 != manifest.model.bytes:
                 raise RefusedError("the model is not of the manifest's size", cause="model")
-            self._set_model(weights)
+            self._accept(weights, manifest, round_)
             return []
         delta = manifest.delta
         if delta is not None and delta.base != self._model_digest:
             base = self._get_blob(delta.base)  # the model of the last round, from before a restart
             if base is not None and len(base) == manifest.model.bytes:
-                self._set_model(model.from_bytes(base))
+                self._accept(model.from_bytes(base), manifest, round_)
         if delta is not None and delta.base == self._model_digest:
-            return self._by_delta(delta, wanted)
+            return self._by_delta(delta, manifest, round_)
         return [manifest.model]
 
-    def _by_delta(self, delta: Delta, wanted: bytes) -> list[Blob]:
+    def _by_delta(self, delta: Delta, manifest: Manifest, round_: int) -> list[Blob]:
         data = self._get_blob(delta.blob.digest)
         if data is None:
             return [delta.blob]
         assert self.weights is not None
         weights = model.apply_delta(self.weights, data)
-        if model.model_digest(weights) != wanted:
-            raise RefusedError(f"the delta does not lead to model {short(wanted)}", cause="model")
-        self._set_model(weights)
+        if model.model_digest(weights) != manifest.model.digest:
+            raise RefusedError(f"the delta does not lead to model {short(manifest.model.digest)}", cause="model")
+        self._accept(weights, manifest, round_)
         return []
 
-    def _set_model(self, weights: Weights) -> None:
-        self.weights = weights
+    def _accept(self, weights: Weights, manifest: Manifest, round_: int) -> None:
+        """Make a model the current one, unless it has moved further than honest rounds can move it."""
+        assert self.weights is not None and self._guard is not None
+        self._guard.check_step(self.weights, weights, manifest.clip, round_ - self._model_round)
+        self._set_model(weights, round_)
+
+    def _set_model(self, weights: Weights, round_: int) -> None:
+        self.weights, self._model_round = weights, round_
         self._model_digest = content_digest(model.to_bytes(weights))
 
     @property
