@@ -110,8 +110,8 @@ class Device:
     def __init__(self, name: str, operator: OperatorHome, home: ServerHome) -> None:
         self.name, self.key, self.counter = name, SigningKey.generate(), 0
         bundle = provision(operator, home, name)
-        secret = SigningKey(bundle.token_secret)
-        endorsement = identity.endorse(secret, home.fleet, name, bytes(self.key.verify_key))
+        self.secret = SigningKey(bundle.token_secret)  # an honest device destroys it
+        endorsement = identity.endorse(self.secret, home.fleet, name, bytes(self.key.verify_key))
         self.chain = Chain(token=bundle.token, endorsement=endorsement)
         aggregator = bytes(home.key.verify_key)
         self.trust = Trust(home.fleet, operator.public_key, aggregator, home.policy, PinnedKeys())
