@@ -65,7 +65,7 @@ class ModelFolder:
     def put_bundle(self, task: str, data: bytes) -> None:
         """Store a task's bundle and serve it."""
         path = self._folder / f"{task}.bundle"
-        if not path.exists():
+        if not path.exists() or path.read_bytes() != data:
             replace(path, data)
         self._bundles[content_digest(data)] = data
 
