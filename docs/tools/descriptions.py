@@ -1,0 +1,109 @@
+"""What every field of every settings file means; a test refuses a field without a line and a line without a field."""
+
+from __future__ import annotations
+
+DESCRIPTIONS = {
+    # covey.yaml
+    "ServerSettings.fleet": "The fleet's name. It stands in topics and in every signature.",
+    "ServerSettings.operator_home": "Where `covey device add` looks for the operator's home; a path, never a key.",
+    "ServerSettings.broker": "The MQTT broker.",
+    "ServerSettings.log_level": "How much is logged.",
+    # operator.yaml
+    "OperatorSettings.fleet": "The fleet that this operator key is the root of.",
+    # policy.yaml
+    "Policy.version": "For people to count changes by. Nothing compares it yet.",
+    "Policy.n_min": "Smallest roster. A manifest or roster below it is refused.",
+    "Policy.a_min": "Smallest set whose sum may be unmasked, where it exceeds c + 3; 0 leaves the formula alone.",
+    "Policy.list_min": "Smallest member list, and smallest number of commitments, from which groups may be drawn.",
+    "Policy.exposure_max": "How many different sums over one grouping a device signs for; 0 sets no limit.",
+    "Policy.clear_updates": "Whether manifests without masks pass the policy. Devices refuse them all the same today.",
+    # agent.yaml
+    "AgentConfig.data": "`.npz` file, or folder of them, with arrays x and y. A relative path starts at the home.",
+    "AgentConfig.profile": "Firmware profile by name or path; empty takes the one from enrolment.",
+    "AgentConfig.threads": "Threads for training; 0 takes the profile's.",
+    "AgentConfig.broker": "Overrides of what the provisioning bundle says about the broker.",
+    "AgentConfig.log_level": "How much is logged.",
+    # a firmware profile
+    "FirmwareProfile.name": "The profile's name, as the device's token carries it.",
+    "FirmwareProfile.memory_mb": "Memory of the device. `model_bytes_max` may not exceed it.",
+    "FirmwareProfile.threads": "Threads that training may use.",
+    "FirmwareProfile.batch_size_max": "A manifest with larger batches is refused.",
+    "FirmwareProfile.model_bytes_max": (
+        "A manifest with a larger model is refused; twice this is the budget for blobs on their way in."
+    ),
+    "FirmwareProfile.upload_bytes_max": "Largest upload in one round.",
+    "FirmwareProfile.chunk_bytes": "Largest MQTT payload that the device sends; the broker's limit may lower it.",
+    "FirmwareProfile.daily_bytes": "Bytes a day, both directions together; 0 for no limit. Not below `chunk_bytes`.",
+    "FirmwareProfile.thermal_ceiling_c": "Temperature at which training pauses; 0 where no sensor is asked.",
+    "FirmwareProfile.power": "What the device runs on.",
+    "FirmwareProfile.windows": (
+        "Local times of day in which the device may train and transfer; none means always, and one may cross midnight."
+    ),
+    "FirmwareProfile.poll_seconds": "How often a device that polls looks for work.",
+    "FirmwareProfile.backoff_base": "Ceiling of the first wait before a new connection, in seconds.",
+    "FirmwareProfile.backoff_cap": "Ceiling of all such waits. Not below `backoff_base`.",
+    "FirmwareProfile.sleep": "The device suspends between the stages of a round.",
+    # TASK.yaml
+    "Task.name": "The task's name. It stands in topics and signatures, and is used once in a home's life.",
+    "Task.bundle": "The trainable bundle that `covey model build` wrote; a relative path starts at this file.",
+    "Task.rounds": "How many rounds to run.",
+    "Task.clip": "Bound C on the L2 norm of one device's update; it also sets the ring's step.",
+    "Task.group_size": "Members that a group should have; about 10 is a good choice where there are enough devices.",
+    "Task.devices_min": "Wait for this many devices before the first round.",
+    "Task.settle": "Seconds without a new device before groups are drawn.",
+    "Task.local": "Local training.",
+    "Task.rule": "How the groups' means are combined.",
+    "Task.beta": "Share of groups that the trimmed mean cuts on each side: ⌈beta·G⌉ of G, at least one from three on.",
+    "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
+    "Task.windows": "Seconds for each stage. Whoever gives one gives all five.",
+    "Task.epoch_rounds": "Closed rounds before the groups are drawn anew.",
+    "Task.attempts": "How often in a row a round may fail before the task does.",
+    "Plan.epochs": "Passes over the local data; ignored where `steps` is set.",
+    "Plan.steps": "Exactly this many batches; 0 goes by `epochs`.",
+    "Plan.batch_size": "Samples a step.",
+    "Plan.learning_rate": "Step size of gradient descent.",
+    "Plan.momentum": "Share of the last step that the next one keeps; at rest at the start of each round.",
+    "Windows.join": "For JOIN.",
+    "Windows.shares": "For SHARES.",
+    "Windows.masked": "For MASKED, training included.",
+    "Windows.survivors": "For signing U.",
+    "Windows.unmask": "For revealing shares.",
+}
+
+# Two structs share a name: the aggregator's side of the broker and the agent's.
+BROKER = {
+    "covey_aggregator.home": {
+        "host": "Where the aggregator connects.",
+        "port": "Its port.",
+        "advertise": "Host name that devices are given, if it is another one.",
+        "username": "Name to log in with; empty for none.",
+        "password_file": "File with the password, in one line; relative to the home.",
+        "ca_file": "PEM file of the broker's CA. TLS is used if, and only if, this is set.",
+        "cert_file": "The aggregator's certificate, where the broker asks for one.",
+        "key_file": "The certificate's key.",
+        "protocol": "MQTT version.",
+        "max_packet_bytes": (
+            "Largest MQTT packet that the broker takes; payloads are cut to 1,024 bytes less, at most 64 KiB."
+        ),
+    },
+    "covey_agent.config": {
+        "host": "Another host; empty keeps the bundle's.",
+        "port": "Another port; 0 keeps the bundle's.",
+        "username": "Name to log in with; empty keeps the bundle's.",
+        "password_file": "File with the password; relative to the home.",
+        "protocol": "MQTT version; `auto` tries 5 and falls back.",
+        "keepalive": "Seconds without traffic before the device shows that it is alive.",
+        "session_expiry": "Seconds that the broker keeps the session of a device that is away (MQTT 5 only).",
+    },
+}
+
+
+def describe(struct: type, field: str) -> str:
+    """Return the line about a field.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if struct.__module__ in BROKER and struct.__name__ == "BrokerSettings":
+        return BROKER[struct.__module__][field]
+    return DESCRIPTIONS[f"{struct.__name__}.{field}"]
