@@ -119,21 +119,23 @@ def _round(update: NDArray[np.float32], scale: RingScale, vector: Ring, seed: by
     Raises:
         LocalError: A coordinate is larger than any of a clipped update.
     """
-    square, bound = 0.0, scale.coordinate_bound
+    square, bound, signed = 0.0, scale.coordinate_bound, vector.view(np.int16)
+    buffers = np.empty((2, _TILE))
     whole: list[tuple[slice, Ring | None]] = [(slice(0, len(update)), None)]
     for block, dither in whole if seed is None else prg.blocks(seed, len(update)):
         for tile in _tiles(block.stop - block.start):
             where = slice(block.start + tile.start, block.start + tile.stop)
-            rounded = np.divide(update[where], scale.step, dtype=np.float64)
+            rounded, offset = buffers[:, : tile.stop - tile.start]
+            np.multiply(update[where], 1 / scale.step, out=rounded, dtype=np.float64)
             if dither is None:
                 np.trunc(rounded, out=rounded)
             else:
-                rounded += np.multiply(dither[tile], 1 / 65536, dtype=np.float64)
-                np.floor(rounded, out=rounded)
+                np.multiply(dither[tile], 1 / 65536, out=offset, dtype=np.float64)
+                np.floor(np.add(rounded, offset, out=rounded), out=rounded)
             if max(rounded.max(), -rounded.min()) > bound:
                 raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
             square += float(rounded @ rounded)
-            vector[where] = rounded.astype(np.int16).view(np.uint16)
+            np.copyto(signed[where], rounded, casting="unsafe")
     return square
 
 
@@ -162,10 +164,11 @@ def decode_mean(total: Ring, count: int, scale: RingScale) -> tuple[NDArray[np.f
 
 def out_of_range(total: Ring, count: int, scale: RingScale) -> int:
     """Count the coordinates of a sum that ``count`` honest members cannot have produced."""
-    signed = total.view(np.int16).astype(np.int32)
+    signed = total.view(np.int16)
     body, tail = signed[: -len(METRICS)], signed[-len(METRICS) :]
-    wild = int((np.abs(body) > count * scale.coordinate_bound).sum())
-    return wild + int(((tail < 0) | (tail > count * scale._metric_units())).sum())
+    bound = min(count * scale.coordinate_bound, HALF_RING)
+    wild = np.count_nonzero(body > bound) + np.count_nonzero(body < -bound)
+    return int(wild + np.count_nonzero((tail < 0) | (tail > count * scale._metric_units())))
 
 
 def _metric_caps(scale: RingScale) -> NDArray[np.float64]:
