@@ -78,7 +78,7 @@ class BrokerLink:
                         group.create_task(self._receive(client), name="covey-receive")
                         group.create_task(self._send(client), name="covey-send")
             except* aiomqtt.MqttError as errors:
-                reason = "; ".join(sorted({str(error) for error in errors.exceptions}))
+                reason = "; ".join(sorted(_reasons(errors)))
                 log.warning("broker %s:%s: %s", self._settings.host, self._settings.port, reason)
             finally:
                 self.connected.clear()
@@ -159,3 +159,10 @@ class BrokerLink:
             raise ConfigError(f"TLS files of {self._folder}: {error}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
+
+
+def _reasons(error: BaseException) -> set[str]:
+    """Return what the errors inside a group, and groups inside it, say."""
+    if isinstance(error, BaseExceptionGroup):
+        return {reason for inner in error.exceptions for reason in _reasons(inner)}
+    return {str(error)}
