@@ -14,18 +14,20 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from covey_aggregator.combine import Combined, GroupMean, combine, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.home import DATABASE_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
+from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import Store
 from covey_aggregator.transfers import Transfers
 from covey_protocol import topics
 from covey_protocol.chunks import PIECE_BYTES, PIECE_OVERHEAD, Piece, is_piece, split
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.envelope import Context, open_signed
-from covey_protocol.errors import CoveyError, MalformedError, PeerError, RefusedError, StaleError
+from covey_protocol.errors import ConfigError, CoveyError, MalformedError, PeerError, RefusedError, StaleError
 from covey_protocol.group_round import GroupRound
 from covey_protocol.messages import Want
 from covey_protocol.payload import read
@@ -68,18 +70,31 @@ class Service:
         self._largest = min(PIECE_BYTES, broker.max_packet_bytes - 1024)
         self._jobs = ThreadPoolExecutor(2, "covey-jobs")
         self._combining = False
+        self._round: RoundRun | None = None  # the one that transfers belong to
         self._wants: dict[tuple[str, bytes], float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled.
+
+        Raises:
+            ConfigError: A password or certificate cannot be read.
+        """
         self._loop = asyncio.get_running_loop()
         log.info("aggregator of fleet %s", self._home.fleet)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.link.run(), name="covey-link")
                 group.create_task(self._tick(), name="covey-tick")
+        except BaseExceptionGroup as errors:
+            found: BaseException | None = errors.subgroup(ConfigError)
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            if found is None:
+                raise
+            raise found from None
         finally:
+            self._loop = None
             self._jobs.shutdown(wait=False, cancel_futures=True)
             self.store.close()
 
@@ -145,6 +160,9 @@ class Service:
         return self.coordinator.stop_task(row.task.name) if row is not None and row.status == "stopping" else []
 
     def _carry(self, effects: list[Effect]) -> None:
+        if self.coordinator.run is not self._round:
+            self._round = self.coordinator.run
+            self._transfers.clear()
         for effect in effects:
             match effect:
                 case Publish(kind, id, data, retain):
@@ -179,23 +197,30 @@ class Service:
             return
         for name in run.to_sum():
             job = self._loop.run_in_executor(self._jobs, functools.partial(_sum, run.groups[name]))
-            job.add_done_callback(functools.partial(self._summed, name))
+            job.add_done_callback(functools.partial(self._summed, run, name))
         if self.coordinator.phase is Phase.COMBINING and not self._combining:
             self._combining = True
             weights, means, task, evaluator = self.coordinator.combine_inputs()
             work = functools.partial(combine, weights, means, rule_name=task.rule, beta=task.beta, evaluator=evaluator)
-            self._loop.run_in_executor(self._jobs, work).add_done_callback(self._combined)
+            self._loop.run_in_executor(self._jobs, work).add_done_callback(functools.partial(self._combined, run))
 
-    def _summed(self, name: str, job: asyncio.Future[tuple[GroupMean | None, str]]) -> None:
+    def _wanted(self, run: RoundRun, job: asyncio.Future[Any]) -> bool:
+        """Whether a job's result is still of use: not if the task was stopped, or the service is, while it ran."""
+        return self._loop is not None and not job.cancelled() and self.coordinator.run is run
+
+    def _summed(self, run: RoundRun, name: str, job: asyncio.Future[tuple[GroupMean | None, str]]) -> None:
+        if not self._wanted(run, job):
+            return
         failure = job.exception()
         if failure is not None:
             log.error("group %s: the sum failed", name, exc_info=failure)
         mean, reason = (None, f"the sum failed: {failure}") if failure is not None else job.result()
         self._carry(self.coordinator.summed(name, mean, reason, self._clock()))
 
-    def _combined(self, job: asyncio.Future[Combined]) -> None:
+    def _combined(self, run: RoundRun, job: asyncio.Future[Combined]) -> None:
         self._combining = False
-        self._transfers.clear()
+        if not self._wanted(run, job):
+            return
         failure = job.exception()
         if failure is not None:
             log.error("combining the groups failed", exc_info=failure)
