@@ -16,7 +16,7 @@ import numpy as np
 from nacl.bindings import randombytes_buf_deterministic
 from numpy.typing import NDArray
 
-from covey_protocol.digest import digest
+from covey_protocol.digest import digests
 
 SEED_BYTES = 32
 BLOCK = 1 << 16  # elements
@@ -26,9 +26,10 @@ Ring: TypeAlias = NDArray[np.uint16]
 
 def blocks(seed: bytes, length: int) -> Iterator[tuple[slice, Ring]]:
     """Yield the mask of ``length`` elements as (where it belongs, read-only block) pairs."""
-    for index, start in enumerate(range(0, length, BLOCK)):
+    starts = range(0, length, BLOCK)
+    indices = (index.to_bytes(8, "little") for index in range(len(starts)))
+    for start, block_seed in zip(starts, digests(indices, key=seed, person=b"covey-prg-block"), strict=True):
         end = min(start + BLOCK, length)
-        block_seed = digest(index.to_bytes(8, "little"), key=seed, person=b"covey-prg-block")
         yield (
             slice(start, end),
             np.frombuffer(randombytes_buf_deterministic(2 * (end - start), block_seed), "<u2"),
