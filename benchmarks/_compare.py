@@ -104,15 +104,12 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """The median of ours over anchor, pair by pair: what slows both down for a while falls out."""
-        if not self.anchor:
-            return None
-        return statistics.median(one / other for one, other in zip(self.ours, self.anchor, strict=True))
+        return _ratio(self.ours, self.anchor)
 
     @property
     def cpu_ratio(self) -> float | None:
         """The same ratio in processor seconds, which says more than the clock while the machine has other work."""
-        ours, anchor = self.facts.get("cpu"), self.facts.get("anchor", {}).get("cpu")
-        return statistics.median(one / other for one, other in zip(ours, anchor, strict=True)) if anchor else None
+        return _ratio(self.facts.get("cpu", []), self.facts.get("anchor", {}).get("cpu", []))
 
     @property
     def met(self) -> bool | None:
@@ -136,6 +133,12 @@ class Row:
         scaled = [value / UNITS[self.unit] for value in values]
         middle = f"{statistics.median(scaled):.4g} {self.unit}"
         return middle if len(values) == 1 else f"{middle} [{min(scaled):.3g}..{max(scaled):.3g}]"
+
+
+def _ratio(ours: Sequence[float], anchor: Sequence[float]) -> float | None:
+    if not anchor or min(anchor) <= 0:
+        return None
+    return statistics.median(one / other for one, other in zip(ours, anchor, strict=True))
 
 
 def take_turns(
