@@ -139,6 +139,12 @@ def test_pieces_whose_numbers_do_not_fit(changes: dict[str, object]) -> None:
         Piece.decode(piece.encode())
 
 
+@pytest.mark.parametrize(("total", "index"), [(0, 1), (SIZE, 1), (2 * SIZE, 2), (2 * SIZE, 3)])
+def test_pieces_behind_the_end(total: int, index: int) -> None:
+    with pytest.raises(MalformedError):
+        Piece.decode(Piece(NAME, total, SIZE, index, b"").encode())
+
+
 @pytest.mark.parametrize(
     "value", [[], [1, 2, 3, 4, 5], {}, b"piece", [NAME, 1, 256, 0, "x"], [NAME, 1, 256, 0, b"x", 0]]
 )

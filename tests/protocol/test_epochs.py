@@ -144,6 +144,7 @@ def test_shards_are_few_and_small_and_hold_everybody_once() -> None:
         coarser[shard] = coarser.get(shard, 0) + 1
     assert max(coarser.values()) > 1000  # one bit fewer would not have done
     assert epochs.shards(names[:10]) == (0, {0: sorted(names[:10])})
+    assert epochs.shards(names[:1000])[0] == 0  # exactly full
 
 
 def test_too_many_devices_for_all_shards() -> None:

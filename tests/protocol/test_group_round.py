@@ -23,7 +23,7 @@ from tests.protocol.rig import (
     snapshot,
 )
 
-from covey_protocol import envelope, ring, shamir, topics
+from covey_protocol import envelope, identity, ring, shamir, topics
 from covey_protocol.device_round import LEAVES
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Expect, Note, Publish
@@ -300,6 +300,15 @@ def test_joins() -> None:
     stranger = Rig(n=7).devices["pi-6"]
     (join,) = [effect.data for effect in stranger.join() if hasattr(effect, "data")]
     refused(rig, topics.JOIN, "pi-6", join, "roster")
+    proceeds(rig, topics.JOIN, true)
+
+
+def test_a_join_with_a_second_key_for_its_token() -> None:
+    rig, true = stopped_before(topics.JOIN)
+    token = identity.token_id(make_chain(CHEAT).token)
+    rig.group._trust.pins._pins[token] = bytes(32)
+    refused(rig, topics.JOIN, CHEAT, true, "second-key")
+    rig.group._trust.pins._pins.clear()
     proceeds(rig, topics.JOIN, true)
 
 

@@ -57,6 +57,11 @@ def test_deltas_of_infinite_scale_are_refused(scale: float) -> None:
         model.apply_delta(np.zeros(2, np.float32), np.array(scale, "<f4").tobytes() + bytes(4))
 
 
+def test_an_infinite_scale_does_not_hide_behind_zeros() -> None:
+    with pytest.raises(MalformedError):
+        model.apply_delta(np.zeros(0, np.float32), np.array(np.nan, "<f4").tobytes())
+
+
 def test_deltas_that_leave_the_range_of_float32_are_refused() -> None:
     delta = np.array(3e38, "<f4").tobytes() + np.array([0, 2], "<i2").tobytes()
     with pytest.raises(MalformedError):

@@ -37,6 +37,15 @@ def test_round_trip_through_paper_and_clipboard() -> None:
     BUNDLE.check(now=1000)
 
 
+def test_size_is_bounded() -> None:
+    longest = msgspec.structs.replace(BUNDLE, broker=Broker(host="h", port=1, ca="c" * 16_000, key="k" * 16_000))
+    assert provisioning.decode(provisioning.encode(longest)) == longest
+    pem = "p" * 16 * 1024
+    too_long = msgspec.structs.replace(BUNDLE, broker=Broker(host="h", port=1, ca=pem, certificate=pem, key=pem))
+    with pytest.raises(MalformedError):
+        provisioning.decode(provisioning.encode(too_long))
+
+
 def test_every_truncation_is_refused() -> None:
     for end in range(0, len(LINE), 5):
         with pytest.raises(MalformedError):

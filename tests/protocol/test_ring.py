@@ -149,6 +149,8 @@ def test_the_range_is_that_of_the_members_counted() -> None:
     assert ring.out_of_range(total, 3, scale) == 1
     total[2] = np.uint16(65536 - 3 * scale.coordinate_bound - 1)
     assert ring.out_of_range(total, 3, scale) == 1
+    total[2] += np.uint16(1)
+    assert ring.out_of_range(total, 3, scale) == 0
     total[2] = 0
     total[-1] = np.uint16(65535)  # no metric is negative
     assert ring.out_of_range(total, 3, scale) == 1
