@@ -201,6 +201,23 @@ def test_a_bundle_for_another_models_size_is_refused(device: Device) -> None:
     assert device.trainers == 0
 
 
+def test_a_model_that_jumps_is_refused_and_the_old_one_stays(device: Device) -> None:
+    far = model.to_bytes(np.full(DIMENSION, 1e3, np.float32))
+    device.put(far)
+    device.part.opened(opened(model=blob(far)))
+    with pytest.raises(RefusedError, match="the model moved by"):
+        device.part.missing()
+    assert device.part.model_digest == content_digest(FIRST)
+
+
+def test_an_exploded_loss_leaves_nothing_to_mask(device: Device) -> None:
+    joined = Joined(device)
+    joined.rig.joined()
+    with pytest.raises(RefusedError, match="loss"):
+        joined.part.trained(joined.round, replace(result(), loss=1e6))
+    assert joined.part.mask() == []
+
+
 def test_data_that_cannot_be_read_hold_the_device_back_until_they_can(device: Device) -> None:
     device.fail = ValueError("no data")
     device.part.opened(opened())
