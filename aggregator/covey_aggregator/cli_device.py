@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from covey_aggregator.files import replace
+from covey_aggregator.files import PRIVATE, replace
 from covey_aggregator.home import BUNDLES, DATABASE_FILE, open_server
 from covey_aggregator.operator import open_operator
 from covey_aggregator.store import Store
@@ -75,9 +75,7 @@ def add(
             broker=server.broker_for_devices(),
         )
         path = folder / f"{one}.bundle"
-        path.touch(mode=0o600)
-        replace(path, provisioning.encode(bundle).encode() + b"\n")
-        path.chmod(0o600)
+        replace(path, provisioning.encode(bundle).encode() + b"\n", PRIVATE)
         store.invite(one, profile, int(time.time()) + seconds if seconds else 0)
         files.append(str(path))
     if as_json:

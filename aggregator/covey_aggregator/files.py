@@ -59,10 +59,11 @@ def write_new(path: Path, text: str) -> None:
         replace(path, text.encode())
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Replace a file in one durable step."""
+def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file in one durable step; nobody whom ``mode`` keeps out sees it at any time."""
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("wb") as file:
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -53,6 +53,20 @@ def test_a_file_for_people_is_written_once_and_replaced_whole(tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == ["settings"]
 
 
+def test_a_private_file_is_private_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, modes = tmp_path / "bundle", []
+    rename = Path.replace
+
+    def watched(source: Path, target: Path) -> Path:
+        modes.append(source.stat().st_mode & 0o777)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    (tmp_path / ".bundle.new").write_text("left over by a crash, readable by all")
+    replace(path, b"secret", 0o600)
+    assert (modes, path.stat().st_mode & 0o777, path.read_bytes()) == ([0o600], 0o600, b"secret")
+
+
 def test_settings_that_break_their_schema_name_file_and_field(tmp_path: Path) -> None:
     path = tmp_path / "broker.yaml"
     path.write_text("port: 0\n")
