@@ -16,6 +16,7 @@ from covey_agent.store import Store
 from covey_agent.trainer import Trainer
 from covey_agent.transport import LinkEvents, LinkOptions, MqttLink
 from covey_protocol.bundle import Bundle
+from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import ConfigError
 
 log = logging.getLogger("covey.agent")
@@ -28,7 +29,7 @@ class RunningAgent:
     Args:
         home: The enrolled home.
         executor: Where training runs; None makes one thread for it.
-        make_trainer: As for ``Agent``.
+        make_trainer, round_class: As for ``Agent``.
         database: Where marks and outbox live; None takes the home's file.
     """
 
@@ -38,6 +39,7 @@ class RunningAgent:
         *,
         executor: Executor | None = None,
         make_trainer: Callable[[Bundle], Trainer] | None = None,
+        round_class: type[DeviceRound] = DeviceRound,
         database: Path | str | None = None,
     ) -> None:
         profile = load_profile(home.config.profile or home.stored.profile)
@@ -49,6 +51,7 @@ class RunningAgent:
             store=self.store,
             executor=executor or self._own_executor,  # type: ignore[arg-type]
             make_trainer=make_trainer,
+            round_class=round_class,
         )
         events = LinkEvents(on_message=self.agent.deliver, on_connect=self.agent.connected)
         self.link = MqttLink(link_options(home, profile, self.agent.will()), self.store.outbox, events)

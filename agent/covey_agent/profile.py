@@ -37,7 +37,7 @@ class FirmwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     batch_size_max: Count
     model_bytes_max: Bytes
     upload_bytes_max: Bytes
-    chunk_bytes: Annotated[int, msgspec.Meta(ge=1024, le=128 << 10)]
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=16384, le=128 << 10)]
     daily_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     thermal_ceiling_c: Annotated[float, msgspec.Meta(ge=0, le=125)] = 0.0
     power: Literal["battery", "mains"]

@@ -79,6 +79,7 @@ class Agent:
         store: Its database.
         executor: Where training runs; simulated fleets share one.
         make_trainer: Builds the trainer of a bundle; simulated attackers pass their own.
+        round_class: Takes the device through a round; simulated attackers pass their own.
         entropy: Source of uniform bytes.
         clock: Monotonic seconds.
     """
@@ -91,17 +92,23 @@ class Agent:
         store: Store,
         executor: Executor,
         make_trainer: Callable[[Bundle], Trainer] | None = None,
+        round_class: type[DeviceRound] = DeviceRound,
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.home, self.profile = home, profile
         self._store, self._executor, self._entropy, self._clock = store, executor, entropy, clock
         self._make_trainer = make_trainer or self._tested_trainer
+        self._round_class = round_class
         marks = store.marks()
         self.ledger = DeviceLedger(marks)
         self.counter = int(marks.get(CONNECTIONS, b"0")) + 1
         self._trust = Trust(
-            home.fleet, home.stored.operator_key, home.delegation.aggregator_key, home.policy, PinnedKeys()
+            home.fleet,
+            home.stored.operator_key,
+            home.delegation.aggregator_key,
+            home.policy,
+            PinnedKeys(self.ledger.pins()),
         )
         self._epoch = EpochMember(
             fleet=home.fleet,
@@ -268,10 +275,18 @@ class Agent:
         self._carry(part.mask(), self._tag(part.round))
 
     def _on_trained(self, event: _Trained) -> None:
-        if isinstance(event.result, CoveyError):
-            raise event.result
-        event.participation.trained(event.job.round, event.result)
-        self._carry(event.participation.mask(), self._tag(event.job.round))
+        part, round_ = event.participation, event.job.round
+        try:
+            if isinstance(event.result, CoveyError):
+                raise event.result
+            part.trained(round_, event.result)
+        except CoveyError as error:
+            # Nobody should wait for what will not come.
+            if round_ is part.round and not round_.finished:
+                self._holds = f"left round {round_.opened.round} of {part.task!r}: {error}"
+                self._carry(round_.decline(error.cause, str(error)), self._tag(round_))
+            raise
+        self._carry(part.mask(), self._tag(round_))
 
     def _on_have(self, payload: bytes) -> None:
         """Send again what the aggregator lacks of a masked vector."""
@@ -294,7 +309,7 @@ class Agent:
                 if opened is None:
                     continue
                 assert self._epoch.grouping is not None
-                round_ = DeviceRound(
+                round_ = self._round_class(
                     name=self.home.device,
                     key=self.home.key,
                     chain=self.home.stored.chain,

@@ -41,7 +41,7 @@ class Store:
         Args:
             effects: ``Remember`` and ``Send``; others are not for the store and are passed over.
             topic_of: Gives a message's topic; for a piece of a transfer it is also given the blob's digest.
-            largest: The largest payload that one message may carry.
+            largest: The largest payload that one message may carry; transfers go in pieces of that size.
             tag: Marks the messages, so that those of a closed round can be dropped.
         """
         with self.outbox.transaction() as cursor:
@@ -52,11 +52,11 @@ class Store:
                     else:
                         cursor.execute("DELETE FROM marks WHERE key = ?", (effect.key,))
                 elif isinstance(effect, Send):
-                    if not effect.transfer and len(effect.data) <= largest:
+                    if not effect.transfer:
                         self.outbox.put_in(cursor, topic_of(effect, b""), effect.data, tag=tag)
                         continue
                     for piece in split(effect.data, largest - PIECE_OVERHEAD):
-                        topic = topic_of(effect, piece.digest if effect.transfer else b"")
+                        topic = topic_of(effect, piece.digest)
                         self.outbox.put_in(cursor, topic, piece.encode(), tag=tag)
 
     def close(self) -> None:

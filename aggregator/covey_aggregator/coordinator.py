@@ -14,6 +14,7 @@ from enum import StrEnum
 from nacl.bindings import crypto_scalarmult_base
 
 from covey_aggregator.combine import Combined, GroupMean
+from covey_aggregator.conduct import Conduct
 from covey_aggregator.evaluate import Evaluator
 from covey_aggregator.grouping import EpochRun
 from covey_aggregator.home import MODELS, ServerHome
@@ -55,6 +56,7 @@ TABLE = {
 }
 
 _EPOCH_WINDOW = 10.0
+_ROUNDS_IN_EPOCH = "rounds-in-epoch"
 
 
 class Coordinator:
@@ -81,7 +83,8 @@ class Coordinator:
         self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()
-        self._rounds_in_epoch = 0
+        self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
+        self._conduct = Conduct()
         self._regroup = "" if self._groupings else "there are no groups yet"
         self._running: RunningTask | None = None
         self._epoch: EpochRun | None = None
@@ -118,7 +121,7 @@ class Coordinator:
         if kind in ROUND_KINDS:
             if self.run is None:
                 raise StaleError(f"{kind} from {device!r}: no round is open", cause="stage")
-            return self._guard_signing(self.run.receive(kind, device, data, now)) + self._after(now)
+            return self._guard(self.run.receive(kind, device, data, now)) + self._after(now)
         raise StaleError(f"{kind} is not for the coordinator", cause="kind")
 
     def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
@@ -129,7 +132,7 @@ class Coordinator:
         """
         if self.run is None:
             raise StaleError(f"masked vector of {device!r}: no round is open", cause="stage")
-        return self._guard_signing(self.run.vector(device, blob, now)) + self._after(now)
+        return self._guard(self.run.vector(device, blob, now)) + self._after(now)
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: start what waits, end what has run out."""
@@ -137,14 +140,14 @@ class Coordinator:
         if self._epoch is not None:
             effects += self._epoch.tick(now)
         if self.run is not None:
-            effects += self._guard_signing(self.run.tick(now))
+            effects += self._guard(self.run.tick(now))
         return effects + self._after(now)
 
-    def summed(self, group: str, mean: GroupMean | None, reason: str, now: float) -> list[Effect]:
-        """Take a group's sum from the job that made it."""
+    def summed(self, group: str, mean: GroupMean | None, reason: str, now: float, culprit: str = "") -> list[Effect]:
+        """Take a group's sum from the job that made it, or why there is none and who is to blame if one is."""
         if self.run is None or group not in self.run.groups:
             return []
-        return self.run.summed(group, mean, reason, now) + self._after(now)
+        return self.run.summed(group, mean, reason, now, culprit) + self._after(now)
 
     def combined(self, outcome: Combined, now: float) -> list[Effect]:
         """Take the new model from the job that made it: store, sign and publish it."""
@@ -157,9 +160,11 @@ class Coordinator:
         self._store.end_round(running.task.name, record, running.model.digest)
         close = running.close(run, record, self._home.fleet, self._home.key)
         effects: list[Effect] = [close, blob, Note("round", running.note(record))]
+        self._judge(run)
         self.run = None
         running.failures = 0
         self._rounds_in_epoch += 1
+        self._store.set_number(_ROUNDS_IN_EPOCH, self._rounds_in_epoch)
         self._regroup = self._reason_to_regroup(run)
         if running.finished:
             return effects + self._finish(running, "done", "")
@@ -237,15 +242,16 @@ class Coordinator:
             fleet=self._home.fleet,
             key=self._home.key,
             store=self._store,
-            members=online,
+            members=self._listed(),
             group_size=task.group_size,
             list_min=self._home.policy.list_min,
             window=min(_EPOCH_WINDOW, task.windows.join),
         )
         self._machine.advance("enough")
-        note = Note(
-            "epoch", f"epoch {self._epoch.epoch} of {len(online)} devices: {self._regroup or 'groups are too small'}"
-        )
+        out = self._conduct.sitting_out()
+        without = f", without {', '.join(sorted(out))}" if out else ""
+        reason = self._regroup or "groups are too small"
+        note = Note("epoch", f"epoch {self._epoch.epoch} of {len(self._listed())} devices{without}: {reason}")
         return [note, *self._epoch.start(now)]
 
     def _viable(self) -> bool:
@@ -266,6 +272,8 @@ class Coordinator:
             return self._failed("no groups came about")
         self._store.put_groupings(groupings)
         self._groupings, self._rounds_in_epoch, self._regroup = groupings, 0, ""
+        self._store.set_number(_ROUNDS_IN_EPOCH, 0)
+        self._conduct.regrouped()
         self._machine.advance("groups")
         sizes = sorted(len(grouping.members) for grouping in groupings)
         return [Note("groups", f"{len(groupings)} groups of {sizes[0]} to {sizes[-1]}"), *self._open_round(now)]
@@ -287,7 +295,6 @@ class Coordinator:
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=task.windows,
             sealing_key=sealing[1],
-            last=running.finished,
         )
         body = write(manifest)
         opened = OpenRound(task.name, running.round, running.attempt, manifest, digest(body, person=b"covey-manifest"))
@@ -305,11 +312,11 @@ class Coordinator:
         publish = Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
         return [publish, *running.announcement()]
 
-    def _guard_signing(self, effects: list[Effect]) -> list[Effect]:
-        """Before a set is published for signing, remember that this model is spent; before a roster, the sequences."""
+    def _guard(self, effects: list[Effect]) -> list[Effect]:
+        """Before devices can mask, remember that this model is spent; before a roster, the join sequences."""
         assert self.run is not None
         model = self.run.opened.manifest.model.digest
-        if self.run.reached_signing and not self._store.is_spent(model):
+        if self.run.reached_masking and not self._store.is_spent(model):
             self._store.spend(model)
         published = {effect.id for effect in effects if isinstance(effect, Publish) and effect.kind == topics.ROSTER}
         for group in published:
@@ -324,12 +331,30 @@ class Coordinator:
         record = running.record(run, None, now)
         self._store.end_round(running.task.name, record, running.model.digest)
         self._machine.advance("failed")
-        if run.reached_signing:
-            running.dither()
-        self._regroup = "every group of the last round aborted"
+        effects: list[Effect] = [running.dither()] if run.reached_masking else []
+        self._judge(run)
+        self._regroup = self._reason_to_regroup(run)
         self._last_arrival = now
         self.run = None
-        return self._failed(f"round {running.round}.{running.attempt}: every group aborted")
+        return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
+
+    def _judge(self, run: RoundRun) -> None:
+        """Note who made groups abort, and who finished."""
+        aborted = {name: group.causers for name, group in run.groups.items() if group.aborted is not None}
+        finished = {
+            name
+            for group in run.groups.values()
+            if group.aborted is None
+            for name in group.survivors
+            if name not in group.declined
+        }
+        self._conduct.round_ended(aborted, finished)
+
+    def _listed(self) -> dict[str, bytes]:
+        """Return the devices to group: those that are there and do not sit out, or all if too few would be left."""
+        online, out = self.registry.online(), self._conduct.sitting_out()
+        listed = {name: key for name, key in online.items() if name not in out}
+        return listed if len(listed) >= self._home.policy.list_min else online
 
     def _failed(self, reason: str) -> list[Effect]:
         assert self._running is not None
@@ -350,11 +375,19 @@ class Coordinator:
         assert self._running is not None
         if self._rounds_in_epoch >= self._running.task.epoch_rounds:
             return f"{self._rounds_in_epoch} rounds have passed"
-        fallen = [name for name, group in run.groups.items() if group.aborted is not None]
+        online = self.registry.online()
+        under = [
+            grouping.group
+            for grouping in self._groupings
+            if sum(name in online for name, _ in grouping.members) < self._home.policy.n_min
+        ]
+        if under:
+            return f"group {', '.join(under)} fell under its floor"
+        fallen = self._conduct.fallen()
         if fallen:
-            return f"group {', '.join(fallen)} fell under its floor"
+            return f"group {', '.join(fallen)} aborted again"
         grouped = {name for grouping in self._groupings for name, _ in grouping.members}
-        waiting = set(self.registry.online()) - grouped
+        waiting = set(online) - grouped - self._conduct.sitting_out()
         return f"{len(waiting)} newcomers wait" if len(waiting) >= ROSTER_MIN else ""
 
     def _busy(self) -> tuple[RunningTask, RoundRun]:

@@ -67,7 +67,7 @@ class OperatorHome:
         Raises:
             ConfigError: The name cannot stand in a topic.
         """
-        topics.check_name(device, "device")
+        topics.check_device(device)
         secret = SigningKey.generate()
         not_after = int(time.time()) + seconds if seconds else 0
         token = identity.issue_token(
@@ -116,6 +116,15 @@ def open_operator(path: Path) -> OperatorHome:
     if not (path / SETTINGS_FILE).exists():
         raise ConfigError(f"{path}: no operator home; make one with `covey operator init {path} --fleet NAME`")
     settings = read_yaml(path / SETTINGS_FILE, OperatorSettings)
-    policy = read_yaml(path / POLICY_FILE, Policy)
+    policy = _read_policy(path / POLICY_FILE)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
     return OperatorHome(path, settings.fleet, SigningKey(read_private(path / KEY_FILE, 32)), policy)
+
+
+def _read_policy(path: Path) -> Policy:
+    """Read the policy; what a newer peer may send is tolerated, but what an operator misspells is not."""
+    fields = read_yaml(path, dict[str, object])
+    unknown = sorted(set(fields) - set(Policy.__struct_fields__))
+    if unknown:
+        raise ConfigError(f"{path}: unknown field {unknown[0]!r}; there are {', '.join(Policy.__struct_fields__)}")
+    return read_yaml(path, Policy)

@@ -69,7 +69,7 @@ class RoundRun:
         self._stages = {name: group.stage for name, group in self.groups.items()}
         self.bytes_up = 0
         self.bytes_down = 0
-        self.reached_signing = False
+        self.reached_masking = False
 
     def group_of(self, device: str) -> GroupRound:
         """Return a device's group.
@@ -109,11 +109,12 @@ class RoundRun:
         self.summing.update(ready)
         return ready
 
-    def summed(self, name: str, mean: GroupMean | None, reason: str, now: float) -> list[Effect]:
-        """Take a group's sum, or the reason why there is none."""
+    def summed(self, name: str, mean: GroupMean | None, reason: str, now: float, culprit: str = "") -> list[Effect]:
+        """Take a group's sum, or the reason why there is none and who is to blame."""
         group = self.groups[name]
         if mean is None:
             effects = group.abort("bad-sum", reason)
+            group.causers = frozenset({culprit} - {""})
         else:
             group.close()
             self.means[name] = mean
@@ -153,7 +154,7 @@ class RoundRun:
             if group.stage is not self._stages[name]:
                 before, self._stages[name] = self._stages[name], group.stage
                 self._left[before] = now
-                self.reached_signing |= group.stage is GroupStage.SIGNING
+                self.reached_masking |= group.stage is GroupStage.MASKING
 
 
-ROUND_KINDS = frozenset({topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK})
+ROUND_KINDS = frozenset({topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK, topics.DECLINE})

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from covey_aggregator.combine import Combined, GroupMean, combine, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
@@ -208,14 +208,14 @@ class Service:
         """Whether a job's result is still of use: not if the task was stopped, or the service is, while it ran."""
         return self._loop is not None and not job.cancelled() and self.coordinator.run is run
 
-    def _summed(self, run: RoundRun, name: str, job: asyncio.Future[tuple[GroupMean | None, str]]) -> None:
+    def _summed(self, run: RoundRun, name: str, job: asyncio.Future[_Summed]) -> None:
         if not self._wanted(run, job):
             return
         failure = job.exception()
         if failure is not None:
             log.error("group %s: the sum failed", name, exc_info=failure)
-        mean, reason = (None, f"the sum failed: {failure}") if failure is not None else job.result()
-        self._carry(self.coordinator.summed(name, mean, reason, self._clock()))
+        summed = _Summed(None, f"the sum failed: {failure}") if failure is not None else job.result()
+        self._carry(self.coordinator.summed(name, summed.mean, summed.reason, self._clock(), summed.culprit))
 
     def _combined(self, run: RoundRun, job: asyncio.Future[Combined]) -> None:
         self._combining = False
@@ -229,14 +229,22 @@ class Service:
             self._carry(self.coordinator.combined(job.result(), self._clock()))
 
 
-def _sum(group: GroupRound) -> tuple[GroupMean | None, str]:
+class _Summed(NamedTuple):
+    """A group's mean, or why there is none and who is proven to have caused that."""
+
+    mean: GroupMean | None
+    reason: str = ""
+    culprit: str = ""
+
+
+def _sum(group: GroupRound) -> _Summed:
     """Make one group's mean, or say why there is none; runs in a thread."""
     manifest = group.opened.manifest
     try:
         total, count = group.unmask()
     except PeerError as error:
-        return None, str(error)
+        return _Summed(None, str(error), error.culprit)
     mean = group_mean(total, count, RingScale(manifest.clip, manifest.n_max))
     if mean is None:
-        return None, "the sum holds coordinates that no honest members can have produced"
-    return mean, ""
+        return _Summed(None, "the sum holds coordinates that no honest members can have produced")
+    return _Summed(mean)

@@ -29,6 +29,7 @@ from covey_protocol.messages import (
     Close,
     Consent,
     Dealt,
+    Decline,
     Join,
     Leaves,
     Masked,
@@ -101,7 +102,7 @@ class DeviceRound:
     @property
     def finished(self) -> bool:
         """Whether the round is over for this device."""
-        return self.stage in (DeviceStage.CLOSED, DeviceStage.ABORTED)
+        return self.stage in (DeviceStage.CLOSED, DeviceStage.ABORTED, DeviceStage.DECLINED)
 
     def join(self) -> list[Effect]:
         """Take part: make the round's keys and announce them.
@@ -118,6 +119,7 @@ class DeviceRound:
                 f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"
             )
         self._ledger.check_round(self.opened.task, self.opened.round, self.opened.attempt)
+        self._ledger.check_model(manifest.model.digest)
         sequence, remember = self._ledger.next_sequence()
         secrets = masking.RoundSecrets.from_entropy(self._entropy(masking.RoundSecrets.ENTROPY_BYTES))
         body = Join(
@@ -156,13 +158,33 @@ class DeviceRound:
         bound = self._roster.digest if self._roster else b""
         recipient = self.name if kind == topics.DEALT else ""
         if kind in (topics.CLOSE, topics.ABORT):
-            bound = b""
+            bound = b"" if kind == topics.CLOSE else self._grouping.digest()
         context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound, recipient)
         effects = handlers[kind](envelope.verify(message, context, self._trust.aggregator_key))
         self._machine.advance(kind)
+        self._forget()
+        return effects
+
+    def decline(self, cause: str, reason: str) -> list[Effect]:
+        """Leave the round and say so; the secrets are forgotten and nothing more is sent.
+
+        Args:
+            cause: A fixed word.
+            reason: In words, without anything secret; cut to 200 characters.
+
+        Raises:
+            StaleError: The round is over, or was never joined.
+        """
+        self._machine.require(topics.DECLINE)
+        bound = self._roster.digest if self._roster else self._grouping.digest()
+        message = self._sign(topics.DECLINE, Decline(cause=cause[:40], reason=reason[:200]), bound)
+        self._machine.advance(topics.DECLINE)
+        self._forget()
+        return [Note(cause, f"left round {self.opened.round}: {reason}"), Send(topics.DECLINE, message)]
+
+    def _forget(self) -> None:
         if self.finished:
             self._secrets, self._own_shares, self._held = None, None, {}
-        return effects
 
     def trained(self, update: NDArray[np.float32], metrics: Metrics) -> list[Effect]:
         """Clip, round, mask and sign the update of local training.
@@ -180,7 +202,7 @@ class DeviceRound:
         manifest = self.opened.manifest
         if update.shape != (manifest.model.bytes // 4,):
             raise StateError(f"an update of shape {update.shape} for a model of {manifest.model.bytes // 4} parameters")
-        clipped, norm = ring.clip_norm(update, manifest.clip)
+        clipped, norm = self.clip(update)
         metrics = Metrics(loss=metrics.loss, accuracy=metrics.accuracy, samples=metrics.samples, norm=norm)
         scale = RingScale(manifest.clip, manifest.n_max)
         vector = ring.encode(clipped, metrics, scale, self._entropy(prg.SEED_BYTES))
@@ -195,10 +217,14 @@ class DeviceRound:
         self._masked = self._sign(topics.MASKED, body, current.digest)
         self._machine.advance(TRAINED)
         return [
-            self._ledger.masked(self.opened.task, digest),
+            self._ledger.masked(manifest.model.digest, digest),
             Send(topics.MASKED, self._masked),
             Send(topics.MASKED, blob, transfer=True),
         ]
+
+    def clip(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+        """Return the update within the manifest's bound, and its norm before; simulated attackers override this."""
+        return ring.clip_norm(update, self.opened.manifest.clip)
 
     def _on_roster(self, body: bytes) -> list[Effect]:
         checked = roster.check_roster(
@@ -237,6 +263,8 @@ class DeviceRound:
             for member in checked.members
             if member.name != self.name
         ]
+        for member in checked.members:
+            marks += self._ledger.pin(member.token, member.key)
         rostered = self._ledger.rostered(self.opened.task, checked.digest)
         return [*marks, rostered, Send(topics.SHARES, self._sign(topics.SHARES, body_out, checked.digest))]
 

@@ -17,8 +17,16 @@ class CoveyError(Exception):
 
     cause = "error"
 
-    def __init__(self, message: str, *, cause: str | None = None) -> None:
+    def __init__(self, message: str, *, cause: str | None = None, culprit: str = "") -> None:
+        """Describe a fault.
+
+        Args:
+            message: What is wrong and where, for people.
+            cause: Replaces the class's own cause.
+            culprit: The member that is proven to have caused it, if one is.
+        """
         super().__init__(message)
+        self.culprit = culprit
         if cause is not None:
             self.cause = cause
 

@@ -19,7 +19,7 @@ from covey_protocol.epochs import Grouping
 from covey_protocol.errors import RefusedError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Abort, Dealt, Reveal, RevealedShares, Roster, Shares, Survivors, Unmask
+from covey_protocol.messages import Abort, Dealt, Decline, Reveal, RevealedShares, Roster, Shares, Survivors, Unmask
 from covey_protocol.payload import Payload, read, write
 from covey_protocol.prg import Ring
 from covey_protocol.ring import METRICS
@@ -71,7 +71,9 @@ class GroupRound:
         self._survivors_digest = b""
         self._consents: dict[str, bytes] = {}
         self._revealed: dict[str, Revealed] = {}
+        self.declined: dict[str, str] = {}
         self.aborted: Abort | None = None
+        self.causers: frozenset[str] = frozenset()
 
     @property
     def stage(self) -> GroupStage:
@@ -85,6 +87,9 @@ class GroupRound:
 
     def awaited(self) -> set[str]:
         """Return the members whose answer is missing in the present stage."""
+        return self._silent() - set(self.declined)
+
+    def _silent(self) -> set[str]:
         everybody = {name for name, _ in self.grouping.members}
         members = {member.name for member in self.roster.members} if self.roster else set()
         return {
@@ -101,6 +106,8 @@ class GroupRound:
         Raises:
             PeerError: It breaks a rule or comes late; nothing has changed.
         """
+        if kind == topics.DECLINE:
+            return [*self._on_decline(name, self.opened.matches(data)), *self._go_on(now)]
         stages = {
             topics.JOIN: (GroupStage.JOINING, self._on_join),
             topics.SHARES: (GroupStage.SHARING, self._on_shares),
@@ -170,23 +177,25 @@ class GroupRound:
 
     def abort(self, cause: str, reason: str) -> list[Effect]:
         """End without a sum and say why."""
+        self.causers = frozenset(self._silent())
         self._machine.advance(topics.ABORT)
         self._forget()
         self.aborted = Abort(cause=cause, reason=reason)
         note = Note(cause, f"group {self.grouping.group} aborted: {reason}")
-        return [note, self._publish(topics.ABORT, self.aborted, b"")]
+        return [note, self._publish(topics.ABORT, self.aborted, self.grouping.digest())]
 
     def _forget(self) -> None:
         self._total, self._shares, self._revealed = None, {}, {}
 
     def _go_on(self, now: float) -> list[Effect]:
         """Leave the stage as soon as everybody, or a quorum where that is enough, has answered."""
-        assert not self.finished
         quorum = self.roster.t if self.roster else 0
+        if self.finished:
+            return []
         if self.stage is GroupStage.SIGNING:
-            enough = len(self._consents) >= quorum
+            enough = len(self._consents) >= quorum or not self.awaited()
         elif self.stage is GroupStage.UNMASKING:
-            enough = len(self._revealed) >= quorum and self._restorable()
+            enough = (len(self._revealed) >= quorum and self._restorable()) or not self.awaited()
         else:
             enough = not self.awaited()
         return self._advance(now, late=False) if enough else []
@@ -228,6 +237,21 @@ class GroupRound:
         self._sequences[name] = member.join.sequence
         self._joins[name] = (data, member)
         return []
+
+    def _on_decline(self, name: str, message: envelope.Envelope) -> list[Effect]:
+        """Wait no longer for a member that leaves; for the sum it counts like one that fell silent."""
+        if self.finished or name in self.declined:
+            raise StaleError(f"{name!r} leaves in stage {self.stage}", cause="stage")
+        key = dict(self.grouping.members).get(name)
+        if key is None or (self.roster is not None and self.roster.member(name) is None):
+            raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
+        bound = self.roster.digest if self.roster is not None else self.grouping.digest()
+        context = self.opened.context(self._trust.fleet, topics.DECLINE, name, bound)
+        decline = read(Decline, envelope.verify(message, context, key))
+        if self.roster is None:
+            self._joins.pop(name, None)
+        self.declined[name] = decline.reason
+        return [Note("declined", f"{name} leaves group {self.grouping.group}: {decline.cause}: {decline.reason}")]
 
     def _publish_roster(self) -> list[Effect]:
         limits = self.opened.manifest

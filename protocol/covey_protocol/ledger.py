@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from covey_protocol.digest import short
 from covey_protocol.effects import Remember
 from covey_protocol.errors import RefusedError, StaleError
 
@@ -58,9 +59,21 @@ class DeviceLedger:
         """Mark the roster that shares are about to be dealt for."""
         return self._remember(f"roster/{task}", roster)
 
-    def masked(self, task: str, vector: bytes) -> Remember:
-        """Mark the digest of the masked vector that is about to be sent."""
-        return self._remember(f"masked/{task}", vector)
+    def check_model(self, model: bytes) -> None:
+        """Refuse a model that this device has masked an update for.
+
+        Two sums on one model that differ by one member differ by that member's update, so a device takes part in one
+        sum a model, whether or not it came about.
+
+        Raises:
+            RefusedError: The model is spent.
+        """
+        if f"masked/{model.hex()}" in self._rows:
+            raise RefusedError(f"this device has masked an update for model {short(model)} before", cause="spent-model")
+
+    def masked(self, model: bytes, vector: bytes) -> Remember:
+        """Spend a model: mark the digest of the masked vector that is about to be sent for it."""
+        return self._remember(f"masked/{model.hex()}", vector)
 
     def unmasked(self, task: str, reveal: bytes) -> Remember:
         """Mark the reveal that is about to be sent."""
@@ -74,7 +87,7 @@ class DeviceLedger:
             survivors: Digest of U.
             group: Identifier of the group.
             members: Digest of the set of names in U.
-            exposure_max: The policy's cap on distinct sets over one grouping, 0 for none.
+            exposure_max: The policy's cap on distinct sets over all groupings, 0 for none.
 
         Raises:
             RefusedError: Another set was signed for this model, or the exposure cap is reached.
@@ -85,21 +98,34 @@ class DeviceLedger:
         if key in self._rows:
             return []
         exposure = f"exposure/{group}/{members.hex()}"
-        if exposure_max and exposure not in self._rows and self.exposure(group) >= exposure_max:
-            raise RefusedError(f"exposure of group {group} has reached the policy's {exposure_max}", cause="exposure")
+        if exposure_max and exposure not in self._rows and self.exposure() >= exposure_max:
+            raise RefusedError(f"this device's exposure has reached the policy's {exposure_max}", cause="exposure")
         return [
             self._remember(key, survivors),
             self._remember(exposure, str(self._number(exposure) + 1).encode()),
         ]
 
-    def exposure(self, group: str) -> int:
-        """Count the distinct sets this device was summed in over one grouping."""
-        return sum(key.startswith(f"exposure/{group}/") for key in self._rows)
+    def exposure(self) -> int:
+        """Count the distinct sums this device was in: each is another equation about its updates."""
+        return sum(key.startswith("exposure/") for key in self._rows)
 
     def exposures(self) -> dict[str, int]:
-        """Count the distinct sets of every grouping."""
-        groups = {key.split("/")[1] for key in self._rows if key.startswith("exposure/")}
-        return {group: self.exposure(group) for group in sorted(groups)}
+        """Count the distinct sums by grouping."""
+        counts: dict[str, int] = {}
+        for key in sorted(self._rows):
+            if key.startswith("exposure/"):
+                group = key.split("/")[1]
+                counts[group] = counts.get(group, 0) + 1
+        return counts
+
+    def pin(self, token: bytes, key: bytes) -> list[Remember]:
+        """Mark which key a peer's token was seen with."""
+        mark = f"pin/{token.hex()}"
+        return [] if mark in self._rows else [self._remember(mark, key)]
+
+    def pins(self) -> dict[bytes, bytes]:
+        """Return the keys that peers' tokens were seen with."""
+        return {bytes.fromhex(key[4:]): value for key, value in self._rows.items() if key.startswith("pin/")}
 
     def _round(self, task: str) -> tuple[int, int]:
         round_, _, attempt = self._rows.get(f"round/{task}", b"0.0").decode().partition(".")

@@ -127,8 +127,6 @@ class Manifest(Payload, frozen=True, kw_only=True):
         windows: Seconds for each stage.
         sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
         revocations: Newest revocation list version the aggregator knows.
-        chunk: Largest piece of a blob that it sends, in bytes.
-        last: This is the task's last round.
     """
 
     epoch: Count
@@ -144,8 +142,6 @@ class Manifest(Payload, frozen=True, kw_only=True):
     attestation: bool = False
     delta: Delta | None = None
     revocations: Count = 0
-    chunk: Annotated[int, msgspec.Meta(ge=256, le=1 << 20)] = 64 * 1024
-    last: bool = False
 
 
 class Join(Payload, frozen=True, kw_only=True):
@@ -218,6 +214,13 @@ class Consent(Payload, frozen=True, kw_only=True):
     """SURVIVORS, from a device: its one signature on U for this model."""
 
     survivors: Digest
+
+
+class Decline(Payload, frozen=True, kw_only=True):
+    """DECLINE: a device leaves a round that it has joined, and says why, so that nobody waits for it."""
+
+    cause: Annotated[str, msgspec.Meta(max_length=40)]
+    reason: Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class Unmask(Payload, frozen=True, kw_only=True):

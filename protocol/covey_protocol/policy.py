@@ -26,7 +26,7 @@ class Policy(Payload, frozen=True, kw_only=True):
         n_min: Smallest roster.
         a_min: Smallest set whose sum may be unmasked; the formula of ``thresholds`` holds beside it.
         list_min: Smallest member list from which groups may be drawn.
-        exposure_max: How many different sums over one grouping a device takes part in; 0 sets no limit.
+        exposure_max: How many different sums a device takes part in, over all groupings; 0 sets no limit.
         clear_updates: Whether rounds without masks are allowed. For laboratories only.
     """
 

@@ -30,9 +30,14 @@ class DeviceStage(StrEnum):
     UNMASKED = "unmasked"
     CLOSED = "closed"
     ABORTED = "aborted"
+    DECLINED = "declined"
 
 
-_END = {topics.CLOSE: DeviceStage.CLOSED, topics.ABORT: DeviceStage.ABORTED}
+_END = {
+    topics.CLOSE: DeviceStage.CLOSED,
+    topics.ABORT: DeviceStage.ABORTED,
+    topics.DECLINE: DeviceStage.DECLINED,
+}
 
 DEVICE_TABLE = {
     DeviceStage.INVITED: {topics.JOIN: DeviceStage.JOINED},
@@ -43,9 +48,10 @@ DEVICE_TABLE = {
     DeviceStage.SIGNED: {ATTEST: DeviceStage.ATTESTED, topics.UNMASK: DeviceStage.UNMASKED, **_END},
     DeviceStage.ATTESTED: {ACCEPT: DeviceStage.ACCEPTED, **_END},
     DeviceStage.ACCEPTED: {topics.UNMASK: DeviceStage.UNMASKED, **_END},
-    DeviceStage.UNMASKED: _END,
+    DeviceStage.UNMASKED: {topics.CLOSE: DeviceStage.CLOSED, topics.ABORT: DeviceStage.ABORTED},
     DeviceStage.CLOSED: {},
     DeviceStage.ABORTED: {},
+    DeviceStage.DECLINED: {},
 }
 
 

@@ -25,6 +25,9 @@ _TOPIC = re.compile(
     r"|pub/(?P<pub>[a-z-]+)(?:/(?P<id>[a-z0-9-]+))?)"
 )
 
+RESERVED = frozenset({"aggregator", "operator"})
+"""Names that sign as something else than a device."""
+
 # Kinds. One name for one thing in topics, signed contexts, documents and logs.
 STATE = "state"
 COMMITMENT = "commitment"
@@ -33,6 +36,7 @@ JOIN = "join"
 SHARES = "shares"
 MASKED = "masked"
 SURVIVORS = "survivors"
+DECLINE = "decline"
 UNMASK = "unmask"
 WANT = "want"
 DEALT = "dealt"
@@ -46,7 +50,7 @@ ROSTER = "roster"
 ABORT = "abort"
 CLOSE = "close"
 
-UP_KINDS = frozenset({STATE, COMMITMENT, OPENING, JOIN, SHARES, MASKED, SURVIVORS, UNMASK, WANT})
+UP_KINDS = frozenset({STATE, COMMITMENT, OPENING, JOIN, SHARES, MASKED, SURVIVORS, UNMASK, DECLINE, WANT})
 DOWN_KINDS = frozenset({DEALT, HAVE, BLOB})
 PUB_KINDS = frozenset({EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, UNMASK, ABORT, CLOSE, BLOB})
 
@@ -70,6 +74,13 @@ def check_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{what} {name!r}: use 1 to 63 of a-z, 0-9 and '-', starting with a letter or digit")
     return name
+
+
+def check_device(name: str) -> str:
+    """Return ``name`` if a device may have it; errors as ``check_name``."""
+    if name in RESERVED:
+        raise ConfigError(f"device {name!r}: this name is reserved")
+    return check_name(name, "device")
 
 
 def is_name(name: str) -> bool:

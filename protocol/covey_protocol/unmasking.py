@@ -86,7 +86,9 @@ def unmask_sum(
         member = _member(roster, name)
         secret = _restore(roster, name, "self_mask", revealed)
         if masking.self_mask_commitment(secret) != member.join.self_mask:
-            raise RefusedError(f"{name!r} dealt shares of another self-mask than it published", cause="dealer")
+            raise RefusedError(
+                f"{name!r} dealt shares of another self-mask than it published", cause="dealer", culprit=name
+            )
         prg.subtract_mask(total, masking.self_mask_seed(secret))
     context = pair_context(opened, fleet, roster.digest)
     for name in dealt:
@@ -95,7 +97,9 @@ def unmask_sum(
         dropped = _member(roster, name)
         key = masking.masking_key(_restore(roster, name, "masking", revealed))
         if masking.public_key(key) != dropped.join.mask_key:
-            raise RefusedError(f"{name!r} dealt shares of another masking secret than it published", cause="dealer")
+            raise RefusedError(
+                f"{name!r} dealt shares of another masking secret than it published", cause="dealer", culprit=name
+            )
         for other in survivors:
             survivor = _member(roster, other)
             seed = masking.pair_seed(key, _party(dropped), _party(survivor), context)

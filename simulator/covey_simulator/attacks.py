@@ -1,7 +1,7 @@
-"""Hostile devices: what a poisoner's trainer hands to an otherwise ordinary agent.
+"""Hostile devices: what a poisoner's trainer hands to an agent that masks and signs like any other.
 
-The agent around it clips, masks and signs like any other, so an attack is bounded by the clip that honest devices use.
-A device that also skips its own clip is a different attack and not played here.
+Clipping is a device's own act, which nobody can see under a mask, so a poisoner does not clip (``UnclippedRound``).
+What bounds it is the ring: no coordinate can be larger than the clip, or the group's sum would give the attack away.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from covey_agent.data import Dataset
 from covey_agent.trainer import Cancel, Progress, Trainer, TrainResult
 from covey_protocol import cbor
 from covey_protocol.bundle import Float32
+from covey_protocol.device_round import DeviceRound
 from covey_protocol.digest import content_digest, digest
 from covey_protocol.plan import Plan
 from covey_simulator.scenario import Attack, Scenario
@@ -24,6 +25,19 @@ def malicious_devices(scenario: Scenario) -> frozenset[int]:
     """Return which devices are malicious, by index; the scenario's seed decides."""
     chosen = scenario.generator("malicious").choice(scenario.devices, scenario.malicious_count, replace=False)
     return frozenset(chosen.tolist())
+
+
+class UnclippedRound(DeviceRound):
+    """A poisoner's round: an honest one but for the clip."""
+
+    def clip(self, update: Float32) -> tuple[Float32, float]:
+        """Return the update as it is, as far as the ring can hold it."""
+        return unclipped(update, self.opened.manifest.clip)
+
+
+def unclipped(update: Float32, clip: float) -> tuple[Float32, float]:
+    """Return an update whose coordinates alone are bounded, and its norm."""
+    return np.clip(update, -clip, clip), float(np.linalg.norm(update))
 
 
 class PoisoningTrainer(Trainer):

@@ -1,7 +1,8 @@
 """CLEAR AND UNDEFENDED: the same fleet in one process, to compare with and for nothing else.
 
 No masks, no signatures, no network: every single update is seen. It trains with the real trainer on the real slices,
-with the same attackers and the same clip as the fleet, so that what is left of a difference is Covey's own doing.
+with the same attackers (who do not clip) and the same clip for all others, so that what is left of a difference is
+Covey's own doing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from covey_aggregator.rules import rule as find_rule
 from covey_protocol.bundle import Bundle, Float32
 from covey_protocol.epochs import cut
 from covey_protocol.ring import clip_norm
-from covey_simulator.attacks import PoisoningTrainer, malicious_devices
+from covey_simulator.attacks import PoisoningTrainer, malicious_devices, unclipped
 from covey_simulator.data import device_names
 from covey_simulator.records import RoundRecord
 from covey_simulator.scenario import Scenario
@@ -120,13 +121,14 @@ def run_clear(
 def _update(
     scenario: Scenario, trainer: Trainer, weights: Float32, data: Dataset, *, number: int, index: int
 ) -> Float32 | None:
-    """Return a device's clipped update; None if its training diverged, which a real device would sit out too."""
+    """Return a device's update, clipped unless it poisons; None if its training diverged, which any device sits out."""
     try:
         result = trainer.train(weights, data, scenario.plan, seed=scenario.seed_for("training", number, index))
     except DivergedError as error:
         log.warning("clear baseline: round %d: device %d sits it out: %s", number, index + 1, error)
         return None
-    return clip_norm(result.update, scenario.clip)[0]
+    bound = unclipped if isinstance(trainer, PoisoningTrainer) else clip_norm
+    return bound(result.update, scenario.clip)[0]
 
 
 def _groups(scenario: Scenario) -> list[list[int]]:

@@ -26,8 +26,9 @@ from covey_aggregator.home import BUNDLES, DATABASE_FILE
 from covey_aggregator.records import RoundRecord as ServerRecord
 from covey_aggregator.store import Store, TaskRow
 from covey_protocol.bundle import Bundle
+from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import LocalError
-from covey_simulator.attacks import PoisoningTrainer
+from covey_simulator.attacks import PoisoningTrainer, UnclippedRound
 from covey_simulator.broker import Kind, RunningBroker, start_broker
 from covey_simulator.scenario import Scenario
 
@@ -145,6 +146,7 @@ class Fleet:
             "devices_min": len(self._names),
             "settle": 0.5,
             "rule": scenario.rule,
+            "windows": {"join": 15, "shares": 15, "masked": 60, "survivors": 15, "unmask": 15},
             "local": msgspec.to_builtins(scenario.plan),
         }
         path = self._folder / "task.yaml"
@@ -202,6 +204,7 @@ class Fleet:
             home,
             executor=self._executor,
             make_trainer=self._poisoner if name in self._malicious else self._honest,
+            round_class=UnclippedRound if name in self._malicious else DeviceRound,
         )
         self.agents[name].start()
 

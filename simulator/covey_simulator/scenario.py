@@ -126,7 +126,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     samples_per_device: Annotated[int, msgspec.Meta(ge=0)] = 0
     partition: Partition = Partition()
     rounds: Annotated[int, msgspec.Meta(ge=1, le=MAX_ROUNDS)] = 10
-    group_size: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)] = 6
+    group_size: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, lt=ROSTER_MAX)] = 6
     local: Local = Local()
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
     attack: Attack = Attack()

@@ -88,8 +88,8 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
         factor = "" if attack.kind == "label-flip" else f" x{attack.scale:g}"
         notes.append(
             f"{scenario.malicious_count} of {scenario.devices} devices are malicious: {ATTACK_NAMES[attack.kind]}"
-            f"{factor} from round {attack.start_round}. Each of them clips its update to {scenario.clip:g} like the "
-            "others; a device that skips its own clip is not simulated."
+            f"{factor} from round {attack.start_round}. They do not clip their updates; the others clip to "
+            f"{scenario.clip:g}."
         )
         if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_left_out(scenario):
             notes.append(
