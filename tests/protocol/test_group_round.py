@@ -35,6 +35,7 @@ from covey_protocol.ring import RingScale
 from covey_protocol.round_table import DeviceStage, GroupStage
 from covey_protocol.sealing import open_sealed, seal_anonymously
 from covey_protocol.sharing import Entry
+from covey_protocol.sharing import Shares as SharedPair
 from covey_protocol.thresholds import accepted_min, threshold
 
 VECTOR = "vector"
@@ -435,15 +436,19 @@ def resealed(rig: Rig, shares: RevealedShares) -> bytes:
     return rig.say(CHEAT, topics.UNMASK, Reveal(sealed=sealed))
 
 
-Change = Callable[[dict[str, bytes], dict[str, bytes]], tuple[dict[str, bytes], dict[str, bytes]]]
+Held = dict[str, SharedPair]
+Change = Callable[[dict[str, bytes], dict[str, bytes], Held], tuple[dict[str, bytes], dict[str, bytes]]]
 REVEAL_LIES: dict[str, Change] = {
-    "changed-self-mask": lambda self_mask, masking: ({**self_mask, "pi-1": self_mask["pi-0"]}, masking),
-    "changed-masking": lambda self_mask, masking: (self_mask, {"pi-4": self_mask["pi-0"]}),
-    "masking-of-a-survivor": lambda self_mask, masking: (self_mask, {**masking, "pi-1": self_mask["pi-1"]}),
-    "self-mask-of-the-dropped": lambda self_mask, masking: ({**self_mask, "pi-4": masking["pi-4"]}, masking),
-    "of-a-stranger": lambda self_mask, masking: ({**self_mask, "pi-9": self_mask["pi-1"]}, masking),
-    "no-scalar": lambda self_mask, masking: ({**self_mask, CHEAT: b"\xff" * 32}, masking),
-    "zero": lambda self_mask, masking: ({**self_mask, CHEAT: shamir.ZERO}, masking),
+    "changed-self-mask": lambda self_mask, masking, held: ({**self_mask, "pi-1": self_mask["pi-0"]}, masking),
+    "changed-masking": lambda self_mask, masking, held: (self_mask, {"pi-4": self_mask["pi-0"]}),
+    "masking-of-a-survivor": lambda self_mask, masking, held: (self_mask, {**masking, "pi-1": held["pi-1"].masking}),
+    "self-mask-of-the-dropped": lambda self_mask, masking, held: (
+        {**self_mask, "pi-4": held["pi-4"].self_mask},
+        masking,
+    ),
+    "of-a-stranger": lambda self_mask, masking, held: ({**self_mask, "pi-9": self_mask["pi-1"]}, masking),
+    "no-scalar": lambda self_mask, masking, held: ({**self_mask, CHEAT: b"\xff" * 32}, masking),
+    "zero": lambda self_mask, masking, held: ({**self_mask, CHEAT: shamir.ZERO}, masking),
 }
 
 
@@ -453,7 +458,7 @@ def test_bad_reveals_are_blamed_on_their_revealer_and_the_round_closes(lie: Chan
         if (way, name, kind) != ("up", CHEAT, topics.UNMASK):
             return data
         shares = opened(rig, data)
-        self_mask, masking = lie(dict(shares.self_mask), dict(shares.masking))
+        self_mask, masking = lie(dict(shares.self_mask), dict(shares.masking), rig.devices[CHEAT]._held)
         return resealed(rig, RevealedShares(self_mask=list(self_mask.items()), masking=list(masking.items())))
 
     rig = Rig(n=7, on_wire=tampered, dies={"pi-4": topics.MASKED})
