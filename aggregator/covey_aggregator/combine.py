@@ -64,7 +64,7 @@ def combine(
         The new model, reached exactly by the 16-bit delta that devices fetch.
     """
     means = [groups[name] for name in sorted(groups)]
-    rows = cap_norms(np.stack([mean.update for mean in means]))
+    rows = cap_norms([mean.update for mean in means])
     step = rule(rule_name)(rows, beta)
     delta = model.make_delta(step)
     updated = model.apply_delta(weights, delta)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
 from covey_aggregator.rules import RULES, Rows, cap_norms, rule
-from covey_aggregator.rules.trimmed_mean import TILE, trimmed_count
+from covey_aggregator.rules.trimmed_mean import THREADS, TILE, trimmed_count
 from covey_protocol.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def rows(groups: int, dimension: int = 50, seed: int = 0) -> Rows:
     return np.random.default_rng(seed).normal(size=(groups, dimension)).astype(np.float32)
 
 
-@pytest.mark.parametrize("dimension", [1, TILE - 1, TILE, 2 * TILE + 7])
+@pytest.mark.parametrize("dimension", [1, TILE - 1, TILE, 2 * THREADS * TILE + 7])
 @pytest.mark.parametrize(("groups", "beta"), [(1, 0.4), (2, 0.4), (3, 0.1), (4, 0.1), (7, 0.2), (10, 0.3), (51, 0.1)])
 def test_the_trimmed_mean_is_scipys(groups: int, beta: float, dimension: int) -> None:
     data = rows(groups, dimension)
@@ -34,6 +34,7 @@ def test_mean_and_median_are_numpys() -> None:
     np.testing.assert_array_equal(rule("median")(data, 0.3), np.median(data, axis=0))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0, 0.499))
 def test_at_least_one_group_a_side_is_cut_from_three_on_and_never_all(groups: int, beta: float) -> None:
     cut = trimmed_count(groups, beta)
@@ -49,6 +50,7 @@ def test_with_three_groups_the_median_is_left() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
+@settings(deadline=None)
 @given(order=st.permutations(range(7)))
 def test_the_order_of_groups_does_not_matter(name: str, order: list[int]) -> None:
     data = rows(7)

@@ -6,7 +6,7 @@ for the rules that can use it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -36,17 +36,20 @@ def rule(name: str) -> Rule:
     return RULES[name]
 
 
-def cap_norms(rows: Rows, factor: float = 1.5) -> Rows:
+def cap_norms(rows: Rows | Sequence[Rows], factor: float = 1.5) -> Rows:
     """Scale rows down to at most ``factor`` times their median norm.
 
     Args:
-        rows: Shape (G, d).
+        rows: Shape (G, d), or as many vectors: there is no need to stack them before.
         factor: Above 1 it leaves honest groups alone, whose norms lie close together.
 
     Returns:
         A new array; no single group can pull a coordinate further than an honest one might.
     """
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    norms = np.array([np.linalg.norm(row.astype(np.float64)) for row in rows])  # one row at a time: rows are large
     cap = factor * float(np.median(norms))
     scales = np.minimum(1.0, cap / np.maximum(norms, 1e-12)).astype(np.float32)
-    return np.ascontiguousarray(rows * scales[:, None])
+    capped = np.empty((len(rows), len(rows[0])), np.float32)
+    for target, row, scale in zip(capped, rows, scales, strict=True):
+        np.multiply(row, scale, out=target)
+    return capped
