@@ -19,7 +19,8 @@ from benchmarks._group import Group
 from benchmarks._inputs import CLIP, fingerprint, group_means, updates
 from benchmarks._worker import serve
 from covey_aggregator.combine import group_mean
-from covey_aggregator.rules.trimmed_mean import trimmed_count, trimmed_mean
+from covey_aggregator.rules import cap_norms
+from covey_aggregator.rules.trimmed_mean import THREADS, trimmed_count, trimmed_mean
 from covey_protocol import __version__, masking, prg, ring, shamir, sharing
 from covey_protocol.cbor import encode
 from covey_protocol.masking import PairParty, RoundSecrets
@@ -187,25 +188,63 @@ class Unmask:
 
 
 class TrimmedMean:
-    """The aggregator's trimmed mean over ``groups`` rows."""
+    """The aggregator's trimmed mean of ``groups`` rows, on as many threads as it takes, or on one."""
 
-    def __init__(self, groups: int, dimension: int, beta: float, call: Any = trimmed_mean) -> None:
-        self._rows, self._beta, self._call = np.stack(group_means(groups, dimension)), beta, call
+    def __init__(self, groups: int, dimension: int, beta: float, threads: int = THREADS) -> None:
+        self._rows, self._beta, self._threads = np.stack(group_means(groups, dimension)), beta, threads
 
-    def inputs(self) -> NDArray[np.float32]:
+    def inputs(self) -> Update:
         return self._rows
 
-    def run(self, rows: NDArray[np.float32]) -> Update:
-        result: Update = self._call(rows, self._beta)
+    def run(self, rows: Update) -> Update:
+        return trimmed_mean(rows, self._beta, self._threads)
+
+    def check(self, result: Update) -> dict[str, Any]:
+        check_trimmed(result, self._rows, self._beta)
+        return {"inputs": fingerprint(list(self._rows)), "cut": trimmed_count(len(self._rows), self._beta)}
+
+
+class Combine:
+    """What the aggregator does with its groups' means: stack them, cap their norms, trim."""
+
+    def __init__(self, groups: int, dimension: int, beta: float) -> None:
+        self._vectors, self._beta = group_means(groups, dimension), beta
+
+    def inputs(self) -> list[Update]:
+        return self._vectors
+
+    def run(self, vectors: list[Update]) -> Update:
+        return trimmed_mean(cap_norms(vectors), self._beta)
+
+    def check(self, result: Update) -> dict[str, Any]:
+        check_trimmed(result, np.stack(self._vectors), self._beta)  # norms this close are not capped
+        return {"inputs": fingerprint(self._vectors)}
+
+
+class PlainMean:
+    """The bare primitive: numpy's mean of the rows."""
+
+    def __init__(self, groups: int, dimension: int) -> None:
+        self._rows = np.stack(group_means(groups, dimension))
+
+    def inputs(self) -> Update:
+        return self._rows
+
+    def run(self, rows: Update) -> Update:
+        result: Update = rows.mean(axis=0)
         return result
 
     def check(self, result: Update) -> dict[str, Any]:
-        groups = len(self._rows)
-        cut = trimmed_count(groups, self._beta)
-        for at in range(0, self._rows.shape[1], max(1, self._rows.shape[1] // 50)):
-            kept = np.sort(self._rows[:, at])[cut : groups - cut].astype(np.float64)
-            assert np.isclose(result[at], kept.mean(), rtol=1e-6, atol=1e-12)
-        return {"inputs": fingerprint(list(self._rows)), "cut": cut}
+        return {"inputs": fingerprint(list(self._rows))}
+
+
+def check_trimmed(result: Update, rows: Update, beta: float) -> None:
+    """Hold fifty columns against a mean made the slow way."""
+    groups = len(rows)
+    cut = trimmed_count(groups, beta)
+    for at in range(0, rows.shape[1], max(1, rows.shape[1] // 50)):
+        kept = np.sort(rows[:, at])[cut : groups - cut].astype(np.float64)
+        assert np.isclose(result[at], kept.mean(), rtol=1e-6, atol=1e-12)
 
 
 WORKS = {
@@ -214,6 +253,8 @@ WORKS = {
     "share": Share,
     "unmask": Unmask,
     "trimmed-mean": TrimmedMean,
+    "combine": Combine,
+    "plain-mean": PlainMean,
 }
 
 if __name__ == "__main__":
