@@ -1,8 +1,8 @@
 """Who makes groups abort, and who therefore sits out the next groupings.
 
 An abort costs everybody in the group a round, and every new grouping costs privacy, so neither may be had for the
-asking: one abort changes nothing, a group that aborts twice in a row is regrouped, and then without those whose answers were
-missing in more than one abort. They come back after a while: a flaky link is no crime.
+asking: one abort changes nothing, a group that aborts twice in a row is regrouped, and then without those whose
+answers were missing in more than one abort. They come back after a while: a flaky link is no crime.
 """
 
 from __future__ import annotations

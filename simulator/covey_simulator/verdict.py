@@ -93,9 +93,10 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
         )
         if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_left_out(scenario):
             notes.append(
-                f"{rule} across masked groups alone does not withstand this attack yet: {scenario.malicious_count} "
-                f"malicious devices can spoil more groups than it leaves out ({_groups_left_out(scenario)} on each "
-                f"side), and inside a group nobody can tell them from the others. {numbers}"
+                f"{rule} across masked groups alone cannot be relied on against this attack yet, however this run "
+                f"ended: {scenario.malicious_count} malicious devices can spoil more groups than it leaves out "
+                f"({_groups_left_out(scenario)} on each side), and inside a group nobody can tell them from the "
+                f"others. {numbers}"
             )
         elif numbers:
             notes.append(numbers)

@@ -290,9 +290,9 @@ class Rig:
 
     def bound(self, kind: str, sender: str) -> bytes:
         """Return the digest that a message of this kind is signed over."""
-        if kind == topics.JOIN:
+        if kind in (topics.JOIN, topics.ABORT):
             return self.grouping.digest()
-        if kind in (topics.ROSTER, topics.CLOSE, topics.ABORT) and sender == AGGREGATOR:
+        if kind in (topics.ROSTER, topics.CLOSE) and sender == AGGREGATOR:
             return b""
         assert self.group.roster is not None
         return self.group.roster.digest

@@ -26,7 +26,7 @@ from tests.protocol.rig import (
 from covey_protocol import envelope, identity, ring, shamir, topics
 from covey_protocol.device_round import LEAVES
 from covey_protocol.digest import content_digest
-from covey_protocol.effects import Expect, Note, Publish
+from covey_protocol.effects import Expect, Note, Publish, Send
 from covey_protocol.errors import PeerError, RefusedError, StaleError
 from covey_protocol.messages import Blob, Consent, Join, Leaves, Masked, Reveal, RevealedShares, Shares
 from covey_protocol.payload import read, write
@@ -560,3 +560,46 @@ def test_a_sum_is_taken_only_when_it_can_be() -> None:
         rig.group.unmask()
     with pytest.raises(StaleError):
         rig.group.close()
+
+
+# --- DECLINE ------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_who_declines() -> None:
+    """One leaves before the roster, one after dealing: the round closes at once with the sum of the others."""
+    rig = Rig(n=8)
+    rig.joined()
+    assert rig.group.stage is GroupStage.MASKING  # everybody joined and dealt without a time-out
+    rig.from_device("pi-7", rig.devices["pi-7"].decline("diverged", "training failed"))
+    rig.train()
+    assert rig.group.finished and rig.group.aborted is None
+    assert rig.now == 0.0, "a stage had to time out"
+    assert rig.group.survivors == tuple(rig.names[:7])
+    total, count = rig.group.unmask()
+    assert count == 7
+    assert np.array_equal(total, np.asarray(sum(rig.encoded[name] for name in rig.names[:7]), np.uint16))
+
+
+def test_declines_are_signed_once_and_by_members() -> None:
+    rig = Rig(n=6)
+    rig.joined()
+    (decline,) = [e.data for e in rig.devices["pi-5"].decline("why", "because") if isinstance(e, Send)]
+    for name, data in (("pi-4", decline), ("stranger", decline), ("pi-5", decline[:-1] + b"x")):
+        with pytest.raises(PeerError):
+            rig.group.receive(topics.DECLINE, name, data, rig.now)
+        assert not rig.group.declined
+    rig.group.receive(topics.DECLINE, "pi-5", decline, rig.now)
+    with pytest.raises(StaleError):
+        rig.group.receive(topics.DECLINE, "pi-5", decline, rig.now)
+    assert rig.group.declined == {"pi-5": "because"}
+
+
+def test_a_group_that_too_many_leave_aborts_at_once_and_names_them() -> None:
+    rig = Rig(n=6)
+    rig.joined()
+    for name in ("pi-3", "pi-4", "pi-5"):
+        rig.from_device(name, rig.devices[name].decline("refused", "the model jumped"))
+    rig.train()
+    assert rig.group.aborted is not None and rig.group.aborted.cause == "too-few-survivors"
+    assert rig.now == 0.0
+    assert rig.group.causers == {"pi-3", "pi-4", "pi-5"}

@@ -15,7 +15,7 @@ from covey_protocol.round_table import ATTEST, DEVICE_TABLE, GROUP_TABLE, TRAINE
 
 Table = Mapping[Any, Mapping[str, Any]]
 TABLES: dict[str, tuple[Table, StrEnum, set[StrEnum]]] = {
-    "device": (DEVICE_TABLE, DeviceStage.INVITED, {DeviceStage.CLOSED, DeviceStage.ABORTED}),
+    "device": (DEVICE_TABLE, DeviceStage.INVITED, {DeviceStage.CLOSED, DeviceStage.ABORTED, DeviceStage.DECLINED}),
     "group": (GROUP_TABLE, GroupStage.JOINING, {GroupStage.CLOSED, GroupStage.ABORTED}),
     "opening": (
         epoch_opening.TABLE,

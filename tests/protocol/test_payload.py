@@ -129,8 +129,6 @@ JOIN = Join(
         (MANIFEST, "n_min", 3),
         (MANIFEST, "n_max", 33),
         (MANIFEST, "sealing_key", bytes(31)),
-        (MANIFEST, "chunk", 255),
-        (MANIFEST, "chunk", (1 << 20) + 1),
         (MANIFEST, "epoch", -1),
         (MANIFEST, "masking", 1),
         (MANIFEST, "model", {"digest": bytes(32), "bytes": -1}),

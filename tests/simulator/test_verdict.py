@@ -72,7 +72,7 @@ def test_strong_attacks_are_said_plainly_with_their_numbers() -> None:
     verdict = report(scenario, [0.71] * 10).verdict
     assert verdict.ok
     assert verdict.promised_accuracy is None
-    (note,) = [note for note in verdict.notes if "does not withstand this attack yet" in note]
+    (note,) = [note for note in verdict.notes if "cannot be relied on against this attack yet" in note]
     assert "trimmed mean across masked groups alone" in note
     for number in ("0.710", "0.500", "0.960"):
         assert number in note
@@ -80,7 +80,7 @@ def test_strong_attacks_are_said_plainly_with_their_numbers() -> None:
 
 def test_a_strong_attack_by_few_is_not_called_lost() -> None:
     few = report(demo_scenario(scale=5, malicious=0.03)).verdict
-    assert not any("does not withstand" in note for note in few.notes)
+    assert not any("cannot be relied on" in note for note in few.notes)
     assert any("0.930 this fleet" in note for note in few.notes)
 
 
@@ -88,7 +88,7 @@ def test_a_strong_attack_by_few_is_not_called_lost() -> None:
 def test_counts_what_each_rule_leaves_out(rule: str, withstood: bool) -> None:
     scenario = msgspec.structs.replace(demo_scenario(scale=10, malicious=0.03), rule=rule)
     notes = report(scenario).verdict.notes
-    assert any("does not withstand" in note for note in notes) is not withstood
+    assert any("cannot be relied on" in note for note in notes) is not withstood
 
 
 def test_says_when_the_defence_made_no_difference() -> None:
