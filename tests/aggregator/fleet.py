@@ -141,14 +141,14 @@ class Device:
         """Take a message and return what it makes the device send."""
         grouping = self.member.grouping
         if kind in _EPOCH_KINDS:
-            return self._sends([*self.member.receive(kind, data), *self._join()])
+            return self.sends([*self.member.receive(kind, data), *self._join()])
         if kind == topics.OPEN:
             if not data:
                 return []
             opened = read_open(data, id, self.trust)
             self.ledger.check_round(id, opened.round, opened.attempt)
             self.pending = opened
-            return self._sends(self._join())
+            return self.sends(self._join())
         ours = id in ("", grouping.group if grouping else "") or kind == topics.CLOSE
         if self.round is None or not ours:
             return []
@@ -156,7 +156,7 @@ class Device:
         if self.round.stage is DeviceStage.DEALT:
             metrics = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
             effects = [*effects, *self.round.trained(self.update(self.round.opened), metrics)]
-        return self._sends(effects)
+        return self.sends(effects)
 
     def _join(self) -> list[Effect]:
         grouping, opened = self.member.grouping, self.pending
@@ -176,7 +176,8 @@ class Device:
         return self.round.join()
 
     @staticmethod
-    def _sends(effects: list[Effect]) -> list[Send]:
+    def sends(effects: list[Effect]) -> list[Send]:
+        """Return what is to be sent."""
         return [effect for effect in effects if isinstance(effect, Send)]
 
 
@@ -186,11 +187,12 @@ class Fleet:
     Attributes:
         silent: Devices that neither hear nor speak any more.
         silent_from: From which kind of message on a device falls silent: that message is not sent.
+        declining: From which kind of message on a device leaves the round instead of sending it.
         hold_jobs: Sums and combinations wait while this is set.
         published, notes, opened: What the aggregator has said so far, over all of its starts.
         refused: Who refused what, and why: ``aggregator`` or a device.
         wire: Every message of a device, in order.
-        spent: Models for which some device has signed a set, and how many rounds had been opened by then.
+        spent: Models for which some device has masked an update, and how many rounds had been opened by then.
     """
 
     def __init__(self, folder: Path, devices: int = 12, *, policy: Policy | None = None) -> None:
@@ -202,6 +204,7 @@ class Fleet:
         self.now = 1000.0
         self.silent: set[str] = set()
         self.silent_from: dict[str, str] = {}
+        self.declining: dict[str, str] = {}
         self.hold_jobs = False
         self.published: list[Publish] = []
         self.notes: list[Note] = []
@@ -313,7 +316,11 @@ class Fleet:
             if self.silent_from.get(name) == send.kind:
                 self.silent.add(name)
                 return
-            if send.kind == topics.SURVIVORS and device.round is not None:
+            if self.declining.get(name) == send.kind and device.round is not None:
+                (left,) = Device.sends(device.round.decline("diverged", "training diverged"))
+                self._queue.append(partial(self.to_server, name, left.kind, left.data))
+                return
+            if send.kind == topics.MASKED and device.round is not None:
                 self.spent.setdefault(device.round.opened.manifest.model.digest, len(self.opened))
             self.wire.append((name, send))
             self._queue.append(partial(self.to_server, name, send.kind, send.data, send.transfer))
@@ -343,8 +350,8 @@ class Fleet:
 
     def _sum(self, name: str) -> None:
         assert self.coordinator.run is not None
-        mean, reason = _sum(self.coordinator.run.groups[name])
-        self.carry(self.coordinator.summed(name, mean, reason, self.now))
+        mean, reason, culprit = _sum(self.coordinator.run.groups[name])
+        self.carry(self.coordinator.summed(name, mean, reason, self.now, culprit))
 
     def _combine(self) -> None:
         weights, means, task, evaluator = self.coordinator.combine_inputs()

@@ -31,7 +31,7 @@ def causes(fleet: Fleet) -> list[str]:
 
 
 def check_never_again(fleet: Fleet) -> None:
-    """No round number, epoch or spent model was ever used twice, and no device had to refuse a second set."""
+    """No round number, epoch or spent model was ever used twice, and no device had to refuse one."""
     rounds = [(opened.task, opened.round, opened.attempt) for opened in fleet.opened]
     assert len(set(rounds)) == len(rounds)
     assert rounds == sorted(rounds, key=lambda place: (place[0] != rounds[0][0], place[1:]))
@@ -52,7 +52,6 @@ def test_a_task_reaches_the_model_that_the_plain_computation_reaches(
     row = fleet.finish()
     records = fleet.records()
     assert (row.status, row.reason, [record.round for record in records]) == ("done", "", [1, 2, 3])
-    assert [opened.manifest.last for opened in fleet.opened] == [False, False, True]
     before = tiny_bundle().weights
     for record, opened in zip(records, fleet.opened, strict=True):
         assert (record.participants, record.accepted, record.groups, record.groups_aborted) == (20, 20, 4, 0)
@@ -136,12 +135,13 @@ def test_four_newcomers_open_a_new_epoch_and_three_wait(
     assert fleet.records()[1].participants == 8 + newcomers * (newcomers >= 4)
 
 
-def test_when_every_group_aborts_the_round_is_tried_again_with_new_groups(make_fleet: Callable[..., Fleet]) -> None:
+def test_a_round_in_which_every_group_aborts_is_tried_again_with_the_same_groups_and_another_model(
+    make_fleet: Callable[..., Fleet],
+) -> None:
     fleet = make_fleet(8)
     fleet.start(rounds=1)
     for name in ("pi-0", "pi-1", "pi-2", "pi-3", "pi-4", "pi-5"):
-        fleet.silent_from[name] = topics.MASKED  # before anybody signs
-    fleet.run_until(lambda: len(fleet.opened) == 1 and not fleet.records())
+        fleet.silent_from[name] = topics.MASKED
     fleet.run_until(lambda: bool(fleet.records()))
     (failed,) = fleet.records()
     assert (failed.groups_aborted, failed.accepted, failed.accuracy) == (failed.groups, 0, None)
@@ -149,13 +149,40 @@ def test_when_every_group_aborts_the_round_is_tried_again_with_new_groups(make_f
     fleet.silent_from.clear()
     assert fleet.finish().status == "done"
     places = [(opened.round, opened.attempt, opened.manifest.epoch) for opened in fleet.opened]
-    assert places == [(1, 1, 1), (1, 2, 2)]
-    assert len({opened.manifest.model.digest for opened in fleet.opened}) == 1  # nobody had signed a set for it
+    assert places == [(1, 1, 1), (1, 2, 1)]
+    assert len({opened.manifest.model.digest for opened in fleet.opened}) == 2
     assert "round 1.1: every group aborted" in [note.text for note in fleet.notes]
     check_never_again(fleet)
 
 
-def test_a_model_that_devices_have_signed_a_set_for_is_not_used_again(make_fleet: Callable[..., Fleet]) -> None:
+def test_a_group_that_aborts_again_is_drawn_anew_without_those_who_caused_it(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(12)
+    fleet.start(rounds=3, group_size=6)
+    fleet.run_to(Phase.ROUND)
+    assert fleet.coordinator.run is not None
+    group, run = next(iter(fleet.coordinator.run.groups.items()))
+    lost = sorted(name for name, _ in run.grouping.members[:3])
+    fleet.silent_from.update(dict.fromkeys(lost, topics.SHARES))
+    assert fleet.finish().status == "done"
+    assert [opened.manifest.epoch for opened in fleet.opened] == [1, 1, 2]
+    assert f"epoch 2 of 9 devices, without {', '.join(lost)}: group {group} aborted again" in [
+        note.text for note in fleet.notes
+    ]
+    assert [record.accepted for record in fleet.records()] == [6, 6, 9]
+    check_never_again(fleet)
+
+
+def test_a_restart_does_not_make_an_epoch_longer(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(4)
+    fleet.start(rounds=4, epoch_rounds=2)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    fleet.run_until(lambda: not fleet._queue or fleet.wire[-1][1].kind == topics.SHARES)
+    fleet.restart()
+    assert fleet.finish().status == "done"
+    assert [opened.manifest.epoch for opened in fleet.opened if opened.attempt == 1] == [1, 1, 2, 2]
+
+
+def test_a_model_that_devices_have_masked_for_is_not_used_again(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet(4)
     fleet.start(rounds=1)
     for name in ("pi-0", "pi-1"):

@@ -1,9 +1,8 @@
 """Processes that die at an exact stage of a round: twenty real agents in two groups of ten, over a real broker.
 
 The aggregator hands every message to the test first. So a process is dead before the aggregator has taken its last
-message, and hence before it can send anything that builds on the aggregator's answer. Stage windows are ten minutes;
-once nobody but the dead is waited for, the test lets the aggregator's clock leap. Nothing depends on how fast the
-machine is.
+message, and hence before it can send anything that builds on the aggregator's answer. The aggregator's clock stands
+still; once nobody but the dead is waited for, the test lets it leap. Nothing depends on how fast the machine is.
 """
 
 from __future__ import annotations

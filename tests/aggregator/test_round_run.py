@@ -104,10 +104,31 @@ def test_one_who_falls_silent_at_any_stage_costs_the_group_no_more_than_itself(t
     assert record.participants == 6 - (cut == topics.JOIN)
 
 
-def test_signing_is_noticed_when_the_first_group_reaches_it(fleet: Fleet) -> None:
+def test_a_model_is_spent_before_the_first_device_can_mask_for_it(fleet: Fleet) -> None:
     run = open_round(fleet)
-    first, second = run.groups.values()
-    fleet.run_until(lambda: GroupStage.SIGNING in stages(run) or not fleet._queue)
-    assert run.reached_signing == (GroupStage.SIGNING in (first.stage, second.stage))
-    fleet.run_until(lambda: run.reached_signing)
-    assert fleet.store.is_spent(run.opened.manifest.model.digest)
+    model = run.opened.manifest.model.digest
+    fleet.run_until(lambda: any(send.kind == topics.SHARES for _, send in fleet.wire))
+    assert (run.reached_masking, fleet.store.is_spent(model)) == (False, False)
+    fleet.run_until(lambda: GroupStage.MASKING in stages(run))
+    assert not any(send.kind == topics.MASKED for _, send in fleet.wire)
+    assert (run.reached_masking, fleet.store.is_spent(model)) == (True, True)
+
+
+@pytest.mark.parametrize("at", [topics.SHARES, topics.MASKED, topics.SURVIVORS])
+def test_nobody_waits_for_one_who_leaves(tmp_path: Path, at: str) -> None:
+    fleet = Fleet(tmp_path, 6)
+    fleet.declining["pi-2"] = at
+    fleet.start(rounds=1, group_size=6)
+    opened_at = fleet.now + 1
+    assert fleet.finish().status == "done"
+    assert fleet.now == opened_at  # no window ran out
+    (record,) = fleet.records()
+    assert record.accepted == 5 + (at == topics.SURVIVORS)
+    assert ("declined", True) in [(note.cause, "pi-2 leaves group" in note.text) for note in fleet.notes]
+
+
+def test_whoever_is_proven_to_have_spoilt_a_sum_caused_the_abort(fleet: Fleet) -> None:
+    run = until_summing(fleet)
+    name = min(run.groups)
+    run.summed(name, None, "the shares of 'pi-3' are wrong", fleet.now, "pi-3")
+    assert run.groups[name].causers == {"pi-3"}

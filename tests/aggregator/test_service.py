@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 from tests.aggregator.fleet import FLEET, Device, make_homes, make_task
-from tests.aggregator.live import Agents, Live, Tap, enrol_agent, live_homes, live_task, until
+from tests.aggregator.live import Agents, Clock, Live, Tap, enrol_agent, live_homes, live_task, until
 
 import covey_aggregator.service
 from covey_aggregator.combine import Combined, combine
@@ -71,7 +71,7 @@ def test_garbage_on_every_topic_is_counted_said_once_and_stops_nothing(
     caplog.set_level(logging.WARNING, "covey.aggregator")
     operator, home = live_homes(tmp_path, mosquitto)
     names = ["pi-0", "pi-1", "pi-2", "pi-3"]
-    with Tap(mosquitto, f"covey/v1/{FLEET}/pub/#") as tap, Live(home) as live:
+    with Tap(mosquitto, f"covey/v1/{FLEET}/pub/#") as tap, Live(home, clock=Clock()) as live:
 
         def flood() -> None:
             for data in garbage(Device("stranger", operator, home).state()):
@@ -223,6 +223,7 @@ def test_a_combination_that_ends_behind_its_stopped_task_touches_no_other(
     operator, home = live_homes(tmp_path, mosquitto)
     started, release = threading.Event(), threading.Event()
     calls: list[int] = []
+    clock = Clock()
 
     def slow(*values: Any, **options: Any) -> Combined:
         calls.append(1)
@@ -233,11 +234,15 @@ def test_a_combination_that_ends_behind_its_stopped_task_touches_no_other(
 
     monkeypatch.setattr(covey_aggregator.service, "combine", slow)
     names = [f"pi-{number}" for number in range(4)]
-    with Live(home) as live, Agents(enrol_agent(tmp_path, operator, home, name) for name in names) as agents:
+    with (
+        Live(home, clock=clock) as live,
+        Agents(enrol_agent(tmp_path, operator, home, name) for name in names) as agents,
+    ):
         live.service.store.add_task(live_task(tmp_path, settle=0.0))
         live.service.store.add_task(live_task(tmp_path, name="second", rounds=2, settle=0.0))
         assert started.wait(60)
         live.service.store.set_status("digits", "stopping", "stopped by the operator")
+        clock.leap(2)
         until(lambda: live.status() == "stopped", "the stop")
         until(lambda: live.call(lambda: live.service.coordinator.run is not None), "the second task's round")
         release.set()
@@ -267,7 +272,7 @@ def test_jobs_that_fail_end_the_group_or_the_task_and_not_the_service(
     def broken(*_: object, **__: object) -> object:
         raise MemoryError("too little")
 
-    with Live(home) as live, Agents(enrol_agent(tmp_path, operator, home, name) for name in names):
+    with Live(home, clock=Clock()) as live, Agents(enrol_agent(tmp_path, operator, home, name) for name in names):
         for name, job, reason in (("sums", "_sum", "aborted"), ("combining", "combine", "combining the groups failed")):
             with monkeypatch.context() as patch:
                 patch.setattr(covey_aggregator.service, job, broken)

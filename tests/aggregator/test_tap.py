@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 from tests.aggregator.fleet import Vector
-from tests.aggregator.live import Agents, Live, Tap, bundle, enrol_agent, live_homes, live_task
+from tests.aggregator.live import Agents, Clock, Live, Tap, bundle, enrol_agent, live_homes, live_task
 
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.rules import cap_norms, rule
@@ -102,7 +102,7 @@ class Run:
 
     def __init__(self, folder: Path, broker: RunningBroker) -> None:
         operator, home = live_homes(folder, broker)
-        with Tap(broker) as tap, Live(home) as live:
+        with Tap(broker) as tap, Live(home, clock=Clock()) as live:
             live.service.store.add_task(
                 live_task(folder, rounds=ROUNDS, group_size=4, devices_min=DEVICES, clip=CLIP, settle=0.0)
             )
@@ -167,6 +167,7 @@ def test_the_round_was_whole_and_everything_was_recorded(run: Run) -> None:
     kinds = {topics.parse(topic).kind for topic, _ in run.heard}
     assert kinds >= (topics.UP_KINDS | topics.PUB_KINDS | topics.DOWN_KINDS) - {
         topics.WANT,
+        topics.DECLINE,
         topics.HAVE,
         topics.ABORT,
     }
