@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from covey_protocol.errors import RefusedError
 from covey_protocol.model import Weights
+from covey_protocol.ring import distance
 
 STEP_SLACK = 2.0
 """How many clips a model may move in a round: a trimmed mean works by coordinate and may be longer than any update."""
@@ -48,7 +47,7 @@ class ModelGuard:
         Raises:
             RefusedError: Further than that many rounds allow.
         """
-        moved = float(np.linalg.norm(new.astype(np.float64) - last))
+        moved = distance(new, last)
         allowed = STEP_SLACK * clip * max(1, rounds)
         if not moved <= allowed:
             raise RefusedError(

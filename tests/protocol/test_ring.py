@@ -156,6 +156,19 @@ def test_the_range_is_that_of_the_members_counted() -> None:
     assert ring.out_of_range(total, 3, scale) == 1
 
 
+@pytest.mark.parametrize("dimension", [0, 1, 8191, 8192, 20_000])
+def test_norm_and_distance_are_numpys_in_float64(dimension: int) -> None:
+    first, second = np.random.default_rng(dimension).normal(size=(2, dimension)).astype(np.float32)
+    assert ring.norm(first) == pytest.approx(float(np.linalg.norm(first.astype(np.float64))), rel=1e-12)
+    expected = float(np.linalg.norm(first.astype(np.float64) - second))
+    assert ring.distance(first, second) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_norm_of_what_is_not_finite_is_not(bad: float) -> None:
+    assert not math.isfinite(ring.norm(np.array([1.0, bad], np.float32)))
+
+
 def test_clipping() -> None:
     short = np.array([0.6, 0.8], np.float32)
     same, norm = ring.clip_norm(short, 1.5)

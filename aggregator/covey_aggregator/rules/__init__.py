@@ -16,6 +16,7 @@ from covey_aggregator.rules.mean import mean
 from covey_aggregator.rules.median import median
 from covey_aggregator.rules.trimmed_mean import trimmed_mean
 from covey_protocol.errors import ConfigError
+from covey_protocol.ring import norm
 
 Rows: TypeAlias = NDArray[np.float32]
 Rule: TypeAlias = Callable[[Rows, float], Rows]
@@ -46,7 +47,7 @@ def cap_norms(rows: Rows | Sequence[Rows], factor: float = 1.5) -> Rows:
     Returns:
         A new array; no single group can pull a coordinate further than an honest one might.
     """
-    norms = np.array([np.linalg.norm(row.astype(np.float64)) for row in rows])  # one row at a time: rows are large
+    norms = np.array([norm(row) for row in rows])
     cap = factor * float(np.median(norms))
     scales = np.minimum(1.0, cap / np.maximum(norms, 1e-12)).astype(np.float32)
     capped = np.empty((len(rows), len(rows[0])), np.float32)
