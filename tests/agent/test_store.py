@@ -104,19 +104,11 @@ def test_nothing_of_an_open_transaction_can_be_read_or_sent(store: Store, tmp_pa
     other.close()
 
 
-@pytest.mark.parametrize(("size", "pieces"), [(LARGEST - 1, 0), (LARGEST, 2), (5 * LARGEST, 6)])
-def test_a_message_that_is_too_big_travels_in_pieces_on_its_topic(store: Store, size: int, pieces: int) -> None:
-    data = signed(size)[: size + 1]
+def test_a_message_is_never_cut(store: Store) -> None:
+    """The aggregator puts nothing together that a signed message has not announced."""
+    data = signed(5 * LARGEST)
     carry(store, Send(topics.SHARES, data))
-    rows = waiting(store)
-    assert {topic for topic, _ in rows} == {"covey/v1/meadow/dev/pi-0/up/shares"}
-    assert all(len(payload) <= LARGEST for _, payload in rows)
-    if not pieces:
-        assert [payload for _, payload in rows] == [data]
-        return
-    parts = [Piece.decode(payload) for _, payload in rows]
-    assert len(parts) == pieces
-    assert b"".join(part.data for part in parts) == data
+    assert [payload for _, payload in waiting(store)] == [data]
 
 
 @pytest.mark.parametrize("size", [10, 5 * LARGEST])
