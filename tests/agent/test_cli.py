@@ -119,6 +119,16 @@ def test_settings_that_cannot_work_stop_a_run_in_one_line(
     assert err.count("\n") == 1
 
 
+def test_an_error_of_many_lines_is_said_in_one(agent: Call, tmp_path: Path) -> None:
+    home, profile = enrolled(tmp_path).path, tmp_path / "mine.yaml"
+    profile.write_text("name: [")
+    (home / "agent.yaml").write_text(f"profile: {profile}")
+    code, _, err = agent("run", "--home", home)
+    assert code == 2
+    assert f"{profile}: not YAML" in err
+    assert err.count("\n") == 1
+
+
 def test_the_environment_names_the_home(agent: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COVEY_AGENT_HOME", str(enrolled(tmp_path).path))
     code, out, _ = agent("status")

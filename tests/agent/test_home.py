@@ -18,6 +18,7 @@ from covey_agent.home import enrol, open_home
 from covey_protocol import identity
 from covey_protocol.errors import ConfigError, MalformedError, RefusedError, SignatureError
 from covey_protocol.identity import PinnedKeys
+from covey_protocol.payload import write
 from covey_protocol.provisioning import Provisioning
 
 TOKEN_SECRET = bytes(signing_key("token pi-0"))
@@ -215,6 +216,16 @@ def test_a_damaged_home_is_refused_by_name(tmp_path: Path, name: str, damage: st
     # An identity and a key that are sound by themselves but do not belong together: either file may be the wrong one.
     assert any(part in str(caught.value) for part in (name, "device.key", "not enrolled"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["delegation", "policy"])
+def test_what_the_operator_did_not_sign_is_refused_on_every_start(tmp_path: Path, field: str) -> None:
+    home = enrolled(tmp_path)
+    forged = getattr(provision(operator=signing_key("impostor")), field)
+    stored = msgspec.structs.replace(home.stored, **{field: forged})
+    (home.path / "identity.cbor").write_bytes(write(stored))
+    with pytest.raises(ConfigError, match=r"identity\.cbor: damaged: .* does not verify"):
+        open_home(home.path)
 
 
 def test_every_byte_of_an_identity_counts(tmp_path: Path) -> None:
