@@ -30,6 +30,7 @@ TASK = "bench"
 HERE = Path(__file__).parent
 _COMMAND_SECONDS = 300.0
 _WINDOW = 120.0
+_SETTLING = 30  # seconds at most
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BenchFleet:
         self._stack = contextlib.ExitStack()
         self._agents: list[subprocess.Popen[str]] = []
         self._server: subprocess.Popen[bytes] | None = None
-        self.parameters = 0
+        self.parameters = self.bundle_bytes = 0
 
     def __enter__(self) -> BenchFleet:
         with contextlib.ExitStack() as stack:
@@ -85,7 +86,7 @@ class BenchFleet:
         hidden = max(1, (terms.parameters - CLASSES) // (FEATURES + 1 + CLASSES))
         bundle = build_bundle(mlp([FEATURES], CLASSES, [hidden]), name="bench")
         self.parameters = bundle.dimension
-        (folder / "model.bundle").write_bytes(bundle.encode())
+        self.bundle_bytes = (folder / "model.bundle").write_bytes(bundle.encode())
         homes = [
             enrol(file, folder / "devices" / file.stem, data=str(folder / "data.npz")).path
             for file in sorted((self._home / BUNDLES).glob("*.bundle"))
@@ -137,6 +138,17 @@ class BenchFleet:
             "broker": _cpu(self._broker.pid),
         }
         return Usage(sum(answer["up"] for answer in answers), sum(answer["down"] for answer in answers), cpu)
+
+    def settled(self) -> Usage:
+        """Return the usage once nothing has moved for a second, so that what was on its way has arrived."""
+        before = self.usage()
+        for _ in range(_SETTLING):
+            time.sleep(1.0)
+            now = self.usage()
+            if (now.up, now.down) == (before.up, before.down):
+                break
+            before = now
+        return before
 
     def refusals(self) -> dict[str, int]:
         """Return how many messages the devices have refused, by cause."""

@@ -38,6 +38,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         print(f"  setting up {terms.devices} devices", file=sys.stderr)
         with BenchFleet(Path(folder), terms) as fleet:
             seen: list[tuple[RoundRecord, Usage]] = []
+            before = fleet.usage()
             for record, usage in fleet.run(options.seconds):
                 stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record.stage_seconds.items())
                 print(
@@ -46,12 +47,20 @@ def measure(options: argparse.Namespace) -> list[Row]:
                     file=sys.stderr,
                 )
                 seen.append((record, usage))
-            refusals, peak = fleet.refusals(), fleet.server_memory()
-            print(f"  refused by devices: {refusals or 'nothing'}", file=sys.stderr)
-            return rows(seen, terms, float(peak), fleet.parameters)
+            print(f"  refused by devices: {fleet.refusals() or 'nothing'}", file=sys.stderr)
+            after, peak = fleet.settled(), float(fleet.server_memory())
+            table = rows(seen, terms, fleet.parameters)
+            per_round = terms.devices * terms.rounds
+            down = (after.down - before.down) / per_round - fleet.bundle_bytes / terms.rounds
+            return [
+                *table,
+                Row("up, a device and round", "kB", [(after.up - before.up) / per_round]),
+                Row("down, a device and round", "kB", [down], note="without the bundle, which comes once"),
+                Row("aggregator's peak memory", "MB", [peak]),
+            ]
 
 
-def rows(seen: list[tuple[RoundRecord, Usage]], terms: Terms, peak: float, parameters: int) -> list[Row]:
+def rows(seen: list[tuple[RoundRecord, Usage]], terms: Terms, parameters: int) -> list[Row]:
     """Turn what was seen into the table's rows; a round counts when everybody is in it.
 
     Raises:
@@ -71,15 +80,10 @@ def rows(seen: list[tuple[RoundRecord, Usage]], terms: Terms, peak: float, param
         Row(f"  {stage}", "s", [record.stage_seconds.get(stage, 0.0) for record in later])
         for stage in later[0].stage_seconds
     ]
-    table += [
-        Row("up, a device and round", "kB", [(b.up - a.up) / terms.devices for (_, a), (_, b) in pairs]),
-        Row("down, a device and round", "kB", [(b.down - a.down) / terms.devices for (_, a), (_, b) in pairs]),
-    ]
-    table += [
+    return table + [
         Row(f"processor seconds a round, {part}", "s", [b.cpu[part] - a.cpu[part] for (_, a), (_, b) in pairs])
         for part in ("agents", "aggregator", "broker")
     ]
-    return [*table, Row("aggregator's peak memory", "MB", [peak])]
 
 
 def main(argv: list[str] | None = None) -> int:
