@@ -28,7 +28,7 @@ from covey_protocol.device_round import LEAVES
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Expect, Note, Publish, Send
 from covey_protocol.errors import PeerError, RefusedError, StaleError
-from covey_protocol.messages import Blob, Consent, Join, Leaves, Masked, Reveal, RevealedShares, Shares
+from covey_protocol.messages import Blob, Consent, Decline, Join, Leaves, Masked, Reveal, RevealedShares, Shares
 from covey_protocol.payload import read, write
 from covey_protocol.policy import Policy
 from covey_protocol.ring import RingScale
@@ -604,3 +604,38 @@ def test_a_group_that_too_many_leave_aborts_at_once_and_names_them() -> None:
     assert rig.group.aborted is not None and rig.group.aborted.cause == "too-few-survivors"
     assert rig.now == 0.0
     assert rig.group.causers == {"pi-3", "pi-4", "pi-5"}
+
+
+def declined_by(rig: Rig, name: str) -> bytes:
+    (data,) = [effect.data for effect in rig.devices[name].decline("why", "because") if isinstance(effect, Send)]
+    return data
+
+
+def test_whoever_leaves_before_the_roster_is_not_on_it_nor_comes_back() -> None:
+    rig, true = stopped_before(topics.JOIN)
+    decline, join = declined_by(rig, "pi-1"), rig.sent("pi-1", topics.JOIN)
+    rig.group.receive(topics.DECLINE, "pi-1", decline, rig.now)
+    refused(rig, topics.JOIN, "pi-1", join, "sequence")  # the broker may deliver it again
+    rig.from_group(rig.group.receive(topics.JOIN, CHEAT, true, rig.now))
+    assert rig.group.roster is not None
+    assert [member.name for member in rig.group.roster.members] == [name for name in rig.names if name != "pi-1"]
+
+
+def test_only_members_of_the_roster_leave_once_it_stands() -> None:
+    rig = Rig(n=6, dies={CHEAT: topics.JOIN})
+    rig.joined()
+    rig.late()
+    assert rig.group.stage is GroupStage.MASKING
+    refused(
+        rig, topics.DECLINE, CHEAT, rig.say(CHEAT, topics.DECLINE, Decline(cause="why", reason="because")), "roster"
+    )
+    refused(
+        rig, topics.DECLINE, "pi-9", rig.say(CHEAT, topics.DECLINE, Decline(cause="why", reason="because")), "roster"
+    )
+
+
+def test_nobody_leaves_a_round_that_is_over() -> None:
+    rig = Rig(n=6)
+    rig.run()
+    assert rig.group.stage is GroupStage.SUMMING
+    refused(rig, topics.DECLINE, CHEAT, rig.say(CHEAT, topics.DECLINE, Decline(cause="why", reason="because")), "stage")
