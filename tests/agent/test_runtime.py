@@ -279,6 +279,17 @@ def test_garbage_on_every_topic_is_counted_logged_once_and_changes_nothing(
     assert fleet.group.stage is GroupStage.SUMMING
 
 
+def test_a_sound_message_on_the_wrong_topic_is_refused(fleet: World) -> None:
+    fields = {"bundle": blob_of(BUNDLE.encode()), "model": blob_of(model.to_bytes(fleet.weights))}
+    data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields))
+    for topic in (topics.pub("orchard", topics.OPEN, TASK), topics.up(FLEET, DEVICE, topics.STATE)):
+        fleet.agent.deliver(topic, data)
+    fleet.agent.deliver(topics.pub(FLEET, topics.OPEN, "another-task"), data)
+    fleet.settle()
+    assert fleet.agent.refusals.counts == {"topic": 2, "signature": 1}
+    assert joins(fleet) == []
+
+
 def test_messages_of_the_round_repeated_and_replayed_change_nothing(fleet: World) -> None:
     heard: list[tuple[str, bytes]] = []
 
@@ -640,9 +651,10 @@ def test_messages_of_a_lost_round_are_not_sent_into_the_next(fleet: World) -> No
     fleet.close_round()
     fleet.link.up = False
     fleet.open_round(2)
+    waiting = [place_of(row.payload) for row in fleet.store.outbox.pending() if not row.topic.endswith("/state")]
+    assert waiting == [(TASK, 2, 1)]
     fleet.late()
-    fleet.boot()
-    fleet.link.up = False
+    fleet.boot(up=False)
     fleet.weights, fleet.delta = fleet.weights + np.float32(1e-3), None  # the others have masked for the last one
     fleet.open_round(3)
     for piece in split(model.to_bytes(fleet.weights), PIECE):
@@ -650,6 +662,19 @@ def test_messages_of_a_lost_round_are_not_sent_into_the_next(fleet: World) -> No
     fleet.settle()
     places = [place_of(row.payload) for row in fleet.store.outbox.pending() if not row.topic.endswith("/state")]
     assert places == [(TASK, 3, 1)]
+
+
+def test_a_round_that_was_joined_is_not_prepared_for_again(fleet: World) -> None:
+    data = fleet.open_round()
+    fleet.close_round()
+    for path in (fleet.home.path / "blobs").iterdir():
+        path.unlink()
+    fleet.boot()
+    fleet.settle()
+    assert fleet.retained[OPEN_TOPIC] == data
+    fleet.later(100)
+    assert fleet.wants == []
+    assert fleet.agent.refusals.counts == {"replayed": 1}
 
 
 def test_a_disk_that_was_put_back_is_found_out_by_the_sequence(fleet: World, tmp_path: Path) -> None:

@@ -224,12 +224,17 @@ class World:
 
     # The agent's side
 
-    def boot(self) -> None:
-        """Start the agent's process, also again after its power was cut: what was in memory is gone."""
+    def boot(self, *, up: bool = True) -> None:
+        """Start the agent's process, also again after its power was cut: what was in memory is gone.
+
+        Args:
+            up: Whether the broker can be reached.
+        """
         self.store.close()
         self._queue.clear()
         self.store = Store(self.home.database)
         self.link = MemoryLink(self.store, self._hear)
+        self.link.up = up
         self.agent = Agent(
             self.home,
             profile=load_profile(self.home.stored.profile),
