@@ -26,7 +26,7 @@ from covey_agent.files import destroy, write_atomically
 from covey_protocol import identity, provisioning
 from covey_protocol.errors import ConfigError, CoveyError
 from covey_protocol.identity import Chain, Delegation
-from covey_protocol.payload import Key, Name, Payload, read, write
+from covey_protocol.payload import Key, Name, Payload, prepare, read, write
 from covey_protocol.policy import Policy, verify_policy
 from covey_protocol.provisioning import Broker, Certificate, Provisioning
 
@@ -176,3 +176,6 @@ def _identity(bundle: Provisioning, key: SigningKey) -> StoredIdentity:
         policy=bundle.policy,
         broker=bundle.broker,
     )
+
+
+prepare(globals())

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from covey_protocol.payload import prepare
+
 MAX_PARAMETERS = 1_024
 MAX_RANK = 8
 MAX_INPUT_SIZE = 1 << 22
@@ -113,3 +115,6 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Return the logits of the reference trace, batch by classes."""
         logits = np.frombuffer(self.trace.logits, "<f4").reshape(self.trace.batch, self.classes)
         return logits.astype(np.float32, copy=False)
+
+
+prepare(globals())

@@ -23,7 +23,7 @@ from covey_protocol import envelope, topics
 from covey_protocol.digest import digest, short
 from covey_protocol.envelope import Context
 from covey_protocol.errors import RefusedError, SignatureError
-from covey_protocol.payload import Digest, Key, Name, Payload, read, write
+from covey_protocol.payload import Digest, Key, Name, Payload, prepare, read, write
 
 OPERATOR = "operator"
 AGGREGATOR = "aggregator"
@@ -178,3 +178,6 @@ def _check_expiry(what: str, not_after: int, now: int | None) -> None:
 def _context(fleet: str, kind: str, sender: str, recipient: str = "") -> Context:
     topics.check_name(fleet, "fleet")
     return Context(fleet=fleet, kind=kind, sender=sender, recipient=recipient)
+
+
+prepare(globals())

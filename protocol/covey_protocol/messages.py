@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from covey_protocol.identity import Chain
-from covey_protocol.payload import Count, Digest, Key, Name, Payload
+from covey_protocol.payload import Count, Digest, Key, Name, Payload, prepare
 from covey_protocol.plan import Plan
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 
@@ -275,3 +275,6 @@ class Have(Payload, frozen=True, kw_only=True):
 
     digest: Digest
     have: Annotated[bytes, msgspec.Meta(max_length=64 * 1024)] = b""
+
+
+prepare(globals())

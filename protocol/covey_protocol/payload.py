@@ -6,6 +6,8 @@ kept and passed on as they came), while a missing field or a wrong type, size or
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -24,6 +26,22 @@ T = TypeVar("T", bound="Payload")
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything that is signed: immutable and by keyword only."""
+
+
+def prepare(namespace: Mapping[str, object]) -> None:
+    """Let msgspec work out every struct of a module while the module is being imported, on one thread.
+
+    It does so when a struct is first met, and publishes its tables before they are filled: a second thread that meets
+    the same struct in this instant reads through a null pointer, and the process dies (msgspec 0.22). A process with
+    many agents gets there when the first message reaches all of them at once.
+
+    Args:
+        namespace: The module's ``globals()``, at its end.
+    """
+    for kind in list(namespace.values()):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            with contextlib.suppress(msgspec.ValidationError):
+                msgspec.convert({}, kind)
 
 
 def write(value: Payload) -> bytes:

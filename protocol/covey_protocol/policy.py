@@ -12,7 +12,7 @@ from covey_protocol.envelope import Context
 from covey_protocol.errors import RefusedError
 from covey_protocol.identity import OPERATOR
 from covey_protocol.messages import Manifest
-from covey_protocol.payload import Count, Payload, read, write
+from covey_protocol.payload import Count, Payload, prepare, read, write
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 
 _MAX_POLICY_BYTES = 4096
@@ -65,3 +65,6 @@ def verify_policy(data: bytes, *, operator_key: bytes, fleet: str) -> Policy:
     """
     context = Context(fleet=fleet, kind="policy", sender=OPERATOR)
     return read(Policy, envelope.open_signed(data, context, operator_key, max_bytes=_MAX_POLICY_BYTES))
+
+
+prepare(globals())

@@ -15,7 +15,7 @@ from nacl.signing import SigningKey
 
 from covey_protocol import identity
 from covey_protocol.errors import MalformedError, SignatureError
-from covey_protocol.payload import Key, Name, Payload, read, write
+from covey_protocol.payload import Key, Name, Payload, prepare, read, write
 from covey_protocol.policy import verify_policy
 
 PREFIX = "covey-bundle-1:"
@@ -34,6 +34,9 @@ class Broker(Payload, frozen=True, kw_only=True):
     ca: Pem = ""
     certificate: Pem = ""
     key: Pem = ""
+
+    def __repr__(self) -> str:
+        return f"Broker(host={self.host!r}, port={self.port})"
 
 
 class Provisioning(Payload, frozen=True, kw_only=True):
@@ -87,3 +90,6 @@ def decode(text: str) -> Provisioning:
     except (binascii.Error, UnicodeEncodeError) as error:
         raise MalformedError(f"the provisioning bundle is damaged: {error}") from error
     return read(Provisioning, data)
+
+
+prepare(globals())

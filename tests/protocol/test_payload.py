@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 from tests.protocol.rig import make_chain, make_manifest
 
-from covey_protocol import cbor
+import covey_agent.home  # noqa: F401 - holds a payload of its own
+from covey_protocol import bundle_manifest, cbor
 from covey_protocol.errors import MalformedError
 from covey_protocol.messages import (
     SHARD_MAX,
@@ -44,6 +47,20 @@ FULL = Sample(name="pi", count=0, inner=Inner(digest=bytes(32)), items=[("a", b"
 def refused(kind: type[Payload], fields: dict[str, object], words: str) -> None:
     with pytest.raises(MalformedError, match=words):
         read(kind, cbor.encode(fields))
+
+
+def test_every_module_with_payloads_prepares_them_at_its_end() -> None:
+    # Without this a process of many agents dies now and then: see ``payload.prepare``.
+    found, kinds = set(), [Payload]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind is not Payload and kind.__module__.startswith("covey_"):
+            found.add(kind.__module__)
+    assert {"covey_protocol.messages", "covey_protocol.identity", "covey_agent.home"} <= found
+    for module in {*found, bundle_manifest.__name__}:
+        source = inspect.getsource(sys.modules[module])
+        assert source.endswith("\n\n\nprepare(globals())\n"), module
 
 
 @pytest.mark.parametrize("value", [FULL, Sample(name="pi")])
