@@ -17,6 +17,7 @@ from covey_protocol.messages import (
     Commitments,
     Consent,
     Dealt,
+    Decline,
     EpochList,
     Groups,
     Have,
@@ -42,6 +43,7 @@ LIST = "the epoch's list"
 COMMITMENTS = "list and commitments"
 GROUPING = "the grouping"
 ROSTER = "the roster"
+EITHER = "the roster, or of the grouping before there is one"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ CATALOGUE = (
         place="round",
         inside=RevealedShares,
     ),
+    Entry(
+        *("up", topics.DECLINE, Decline, "A device leaves a round that it has joined, and says why."),
+        bound=EITHER,
+        place="round",
+    ),
     Entry("up", topics.WANT, Want, "A device asks for the pieces of a blob that it lacks."),
     Entry(
         *("down", topics.DEALT, Dealt, "The list D with everybody's signed leaves, and this device's own entries."),
@@ -175,7 +182,12 @@ CATALOGUE = (
         id="group",
         place="round",
     ),
-    Entry("pub", topics.ABORT, Abort, "The group's round ends without a sum.", id="group", place="round"),
+    Entry(
+        *("pub", topics.ABORT, Abort, "The group's round ends without a sum."),
+        bound=GROUPING,
+        id="group",
+        place="round",
+    ),
     Entry("pub", topics.CLOSE, Close, "The round's end: the new model and how to reach it.", id="task", place="round"),
     Entry("pub", topics.BLOB, None, "A bundle or model step for everybody, in pieces.", id="digest"),
 )

@@ -15,7 +15,7 @@ DESCRIPTIONS = {
     "Policy.n_min": "Smallest roster. A manifest or roster below it is refused.",
     "Policy.a_min": "Smallest set whose sum may be unmasked, where it exceeds c + 3; 0 leaves the formula alone.",
     "Policy.list_min": "Smallest member list, and smallest number of commitments, from which groups may be drawn.",
-    "Policy.exposure_max": "How many different sums over one grouping a device signs for; 0 sets no limit.",
+    "Policy.exposure_max": "How many different sets a device signs for, over all groupings and tasks; 0 sets no limit.",
     "Policy.clear_updates": "Whether manifests without masks pass the policy. Devices refuse them all the same today.",
     # agent.yaml
     "AgentConfig.data": "`.npz` file, or folder of them, with arrays x and y. A relative path starts at the home.",
@@ -32,7 +32,7 @@ DESCRIPTIONS = {
         "A manifest with a larger model is refused; twice this is the budget for blobs on their way in."
     ),
     "FirmwareProfile.upload_bytes_max": "Largest upload in one round.",
-    "FirmwareProfile.chunk_bytes": "Largest MQTT payload that the device sends; the broker's limit may lower it.",
+    "FirmwareProfile.chunk_bytes": "Largest piece of a masked vector, in bytes; the broker's limit may lower it.",
     "FirmwareProfile.daily_bytes": "Bytes a day, both directions together; 0 for no limit. Not below `chunk_bytes`.",
     "FirmwareProfile.thermal_ceiling_c": "Temperature at which training pauses; 0 where no sensor is asked.",
     "FirmwareProfile.power": "What the device runs on.",

@@ -76,7 +76,8 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger.joined("digits", 1, 1)
     ledger.saw_peer("pi-1", 1)
     ledger.rostered("digits", b"r")
-    ledger.masked("digits", b"m")
+    ledger.pin(b"token", b"key")
+    ledger.masked(b"model", b"m")
     ledger.unmasked("digits", b"u")
     ledger.sign_set(b"model", b"set", "1-s-0", b"members", 0)
     heads = {key.partition("/")[0] for key in ledger._rows}
@@ -111,6 +112,26 @@ def test_a_rounds_messages_are_what_the_catalogue_says() -> None:
         *("upJoin", "upShares", "upMasked", "upSurvivors", "upUnmask"),
         *("pubRoster", "downDealt", "pubSurvivors", "pubUnmask"),
     }
+
+
+def test_leaving_and_ending_are_signed_as_the_catalogue_says() -> None:
+    """DECLINE and ABORT, which a round that goes well does not have."""
+    entries = {entry.kind: entry for entry in catalogue.CATALOGUE}
+    group = rig.Rig(n=6)
+    device = group.devices["pi-1"]
+    group.from_device("pi-1", device.join())
+    (declined,) = [effect for effect in device.decline("training", "no data") if isinstance(effect, effects.Send)]
+    (aborted,) = [e for e in group.group.abort("by-hand", "a test") if isinstance(e, effects.Publish)]
+    assert entries["decline"].bound == catalogue.EITHER
+    assert entries["abort"].bound == catalogue.GROUPING
+    for data, kind, sender, key in (
+        (declined.data, "decline", "pi-1", dict(group.grouping.members)["pi-1"]),
+        (aborted.data, "abort", AGGREGATOR, bytes(rig.SERVER.verify_key)),
+    ):
+        payload = entries[kind].payload
+        assert payload is not None
+        context = group.opened.context(rig.FLEET, kind, sender, group.grouping.digest())
+        read(payload, envelope.open_signed(data, context, key))
 
 
 def test_the_figures_in_the_text_are_those_of_the_tables() -> None:
