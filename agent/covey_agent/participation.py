@@ -127,6 +127,10 @@ class Participation:
         self._pending, self.round = None, round_
         self._result, self._training = None, False
 
+    def is_over(self, round_: DeviceRound) -> bool:
+        """Say whether nothing more can come of a round; may be asked from any thread."""
+        return round_ is not self.round or round_.finished
+
     def give_up(self) -> None:
         """Drop the pending round."""
         self._pending = None

@@ -6,16 +6,18 @@ concurrent. A message that breaks a rule is counted under its cause, logged once
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from covey_agent.blobs import BlobStore
+from covey_agent.courier import STARTS, Courier
 from covey_agent.data import Dataset, load_npz
 from covey_agent.fetch import Fetcher
 from covey_agent.home import BLOBS, STATUS_FILE, AgentHome
@@ -23,27 +25,23 @@ from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
 from covey_agent.status import StatusFile
 from covey_agent.store import Store
-from covey_agent.trainer import SEED_BYTES, Trainer, TrainResult
+from covey_agent.trainer import SEED_BYTES, CancelledError, Trainer, TrainResult
 from covey_agent.transport import Link
-from covey_protocol import __version__, epochs, topics
+from covey_protocol import epochs, topics
 from covey_protocol.bundle import Bundle
-from covey_protocol.chunks import PIECE_OVERHEAD, Piece, is_piece, split
+from covey_protocol.chunks import Piece, is_piece
 from covey_protocol.device_round import DeviceRound
-from covey_protocol.digest import content_digest, short
-from covey_protocol.effects import Effect, Note, Remember, Send
-from covey_protocol.envelope import Context, open_signed, parse, sign
+from covey_protocol.digest import short
+from covey_protocol.envelope import parse
 from covey_protocol.epoch_member import EpochMember
 from covey_protocol.errors import CoveyError, LocalError, MalformedError, PeerError, StaleError
-from covey_protocol.identity import AGGREGATOR, PinnedKeys
+from covey_protocol.identity import PinnedKeys
 from covey_protocol.ledger import DeviceLedger
-from covey_protocol.messages import Have, State, Want
-from covey_protocol.payload import read, write
 from covey_protocol.refusals import Refusals
 from covey_protocol.roster import Trust, read_open
 
 log = logging.getLogger("covey.agent")
 
-CONNECTIONS = "connections"
 _IDLE = 1.0  # seconds
 _SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
@@ -97,12 +95,13 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.home, self.profile = home, profile
-        self._store, self._executor, self._entropy, self._clock = store, executor, entropy, clock
+        self._executor, self._entropy, self._clock = executor, entropy, clock
         self._make_trainer = make_trainer or self._tested_trainer
         self._round_class = round_class
         marks = store.marks()
         self.ledger = DeviceLedger(marks)
-        self.counter = int(marks.get(CONNECTIONS, b"0")) + 1
+        self.counter = int(marks.get(STARTS, b"0")) + 1
+        self._courier = Courier(home, profile, store, self.counter)
         self._trust = Trust(
             home.fleet,
             home.stored.operator_key,
@@ -122,10 +121,9 @@ class Agent:
         self._blobs = BlobStore(home.path / BLOBS)
         self._fetcher = Fetcher(2 * profile.model_bytes_max)
         self._tasks: dict[str, Participation] = {}
-        self._sent: dict[bytes, tuple[str, bytes]] = {}  # digest → topic and blob of the last masked vector
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
-        self._link: Link | None = None
         self._group_topic = ""
+        self._stopping = False
         self._holds = ""
         self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
@@ -139,17 +137,18 @@ class Agent:
         self._events.put(_Connected(session_present))
 
     def stop(self) -> None:
-        """Ask ``run`` to return."""
+        """Ask ``run`` to return; training ends at the next batch."""
+        self._stopping = True
         self._events.put(None)
 
     def will(self) -> tuple[str, bytes]:
         """Return topic and payload of the Last Will."""
-        return self._state_topic(), self._state("lost")
+        return self._courier.state("lost")
 
     def run(self, link: Link) -> None:
         """Take part until ``stop``."""
-        self._link = link
-        self._store.carry([Remember(CONNECTIONS, str(self.counter).encode())], topic_of=self._topic, largest=1 << 16)
+        self._stopping = False
+        self._courier.attach(link)
         fleet, device = self.home.fleet, self.home.device
         base = [topics.down(fleet, device, "+")]
         base += [topics.pub(fleet, kind, "+") for kind in (topics.OPEN, topics.CLOSE, topics.BLOB)]
@@ -167,7 +166,7 @@ class Agent:
             self._handle(event)
             self._ask()
             self._status.write(self.snapshot)
-        self._announce("left")
+        self._courier.announce("left", bool(self._holds))
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
@@ -198,7 +197,7 @@ class Agent:
             if isinstance(event, _Trained):
                 self._on_trained(event)
             elif isinstance(event, _Connected):
-                self._announce("online")
+                self._courier.announce("online", bool(self._holds))
             elif event.topic:
                 self._on_message(event.topic, event.payload)
         except _SURVIVABLE as error:
@@ -225,14 +224,14 @@ class Agent:
                 return
             payload = blob
         if place.kind in _EPOCH_KINDS:
-            self._carry(self._epoch.receive(place.kind, payload), "epoch")
+            self._courier.carry(self._epoch.receive(place.kind, payload))
             if place.kind == topics.GROUPS:
                 self._follow_group()
                 self._go_on()
         elif place.kind == topics.OPEN:
             self._on_open(place.id, payload)
         elif place.kind == topics.HAVE:
-            self._on_have(payload)
+            self._courier.send_again(payload)
         else:
             self._on_round(place.kind, payload)
 
@@ -265,39 +264,37 @@ class Agent:
         part = self._tasks.get(message.task)
         if part is None or part.round is None:
             raise StaleError(f"{kind} for a round that this device is not in", cause="stage")
-        self._carry(part.round.receive(kind, payload), self._tag(part.round))
+        self._courier.carry(part.round.receive(kind, payload), part.task)
         if kind == topics.CLOSE and part.round.closed is not None:
             for blob in part.close(part.round.closed):
                 self._fetcher.want(blob.digest, blob.bytes, self._clock())
         job = part.job()
         if job is not None:
             self._executor.submit(self._train, part, job)
-        self._carry(part.mask(), self._tag(part.round))
+        with self._declining(part, part.round):
+            self._courier.carry(part.mask(), part.task)
 
     def _on_trained(self, event: _Trained) -> None:
         part, round_ = event.participation, event.job.round
-        try:
+        if isinstance(event.result, CancelledError):
+            return
+        with self._declining(part, round_):
             if isinstance(event.result, CoveyError):
                 raise event.result
             part.trained(round_, event.result)
-        except CoveyError as error:
-            # Nobody should wait for what will not come.
-            if round_ is part.round and not round_.finished:
-                self._holds = f"left round {round_.opened.round} of {part.task!r}: {error}"
-                self._carry(round_.decline(error.cause, str(error)), self._tag(round_))
-            raise
-        self._carry(part.mask(), self._tag(round_))
+            self._courier.carry(part.mask(), part.task)
 
-    def _on_have(self, payload: bytes) -> None:
-        """Send again what the aggregator lacks of a masked vector."""
-        context = Context(fleet=self.home.fleet, kind=topics.HAVE, sender=AGGREGATOR, recipient=self.home.device)
-        have = read(Have, open_signed(payload, context, self.home.delegation.aggregator_key))
-        if have.digest not in self._sent:
-            raise StaleError(f"blob {short(have.digest)} is not one this device has sent lately", cause="stage")
-        topic, blob = self._sent[have.digest]
-        assert self._link is not None
-        for piece in split(blob, self._largest() - PIECE_OVERHEAD, have.have):
-            self._link.publish(topic, piece.encode())
+    @contextlib.contextmanager
+    def _declining(self, part: Participation, round_: DeviceRound) -> Iterator[None]:
+        """Leave a round in which something goes wrong on our side, so that nobody waits for what will not come."""
+        try:
+            yield
+        except CoveyError as error:
+            if not part.is_over(round_):
+                self._holds = f"left round {round_.opened.round} of {part.task!r}: {error}"
+                # The words stay here: they may hold a loss or a file's name.
+                self._courier.carry(round_.decline(error.cause, "nothing of its training is sent"), part.task)
+            raise
 
     def _go_on(self) -> None:
         """Join every round whose grouping, bundle and model are there; wait for the rest."""
@@ -326,9 +323,9 @@ class Agent:
                 self._refuse(error, f"task {task}")
                 continue
             self._holds = ""
-            self._store.outbox.discard(tag=f"{task}/")
+            self._courier.forget(task)
             part.joined(round_)
-            self._carry(effects, self._tag(round_))
+            self._courier.carry(effects, part.task)
             manifest = opened.manifest
             self._blobs.keep_only({manifest.bundle.digest, manifest.model.digest})
             if self._blobs.get(manifest.model.digest) is None and part.weights is not None:
@@ -339,58 +336,40 @@ class Agent:
         result: TrainResult | CoveyError
         try:
             plan = job.round.opened.manifest.plan
-            result = job.trainer.train(job.weights, job.data, plan, seed=self._entropy(SEED_BYTES))
+            seed = self._entropy(SEED_BYTES)
+            result = job.trainer.train(
+                job.weights, job.data, plan, seed=seed, cancel=lambda: self._stopping or part.is_over(job.round)
+            )
         except CoveyError as error:
             result = error
         except Exception as error:
             result = LocalError(f"training failed: {error}", cause="training")
         self._events.put(_Trained(part, job, result))
 
-    def _carry(self, effects: list[Effect], tag: str) -> None:
-        if not effects:
-            return
-        for effect in effects:
-            if isinstance(effect, Note):
-                log.info("%s: %s: %s", self.home.device, effect.cause, effect.text)
-            elif isinstance(effect, Send) and effect.transfer:
-                digest = content_digest(effect.data)
-                self._sent = {digest: (self._topic(effect, digest), effect.data)}
-        self._store.carry(effects, topic_of=self._topic, largest=self._largest(), tag=tag)
-        kick = getattr(self._link, "kick", None)
-        if kick is not None:
-            kick()
-
     def _ask(self) -> None:
         """Ask for blobs that do not come by themselves."""
-        assert self._link is not None
         for digest, have in self._fetcher.due(self._clock()):
-            context = Context(fleet=self.home.fleet, kind=topics.WANT, sender=self.home.device)
-            data = sign(write(Want(digest=digest, have=have)), context, self.home.key)
             try:
-                self._link.publish(topics.up(self.home.fleet, self.home.device, topics.WANT), data)
+                self._courier.ask(digest, have)
             except LocalError as error:  # such as a full outbox; the question is put again later
                 self._refuse(error, topics.WANT)
 
     def _follow_group(self) -> None:
         """Listen to this device's group, and no longer to the one before."""
-        assert self._link is not None
+        link = self._courier.link
         grouping = self._epoch.grouping
         topic = topics.pub(self.home.fleet, "+", grouping.group) if grouping else ""
         if topic == self._group_topic:
             return
         if self._group_topic:
-            self._link.unsubscribe([self._group_topic])
+            link.unsubscribe([self._group_topic])
         if topic:
-            self._link.subscribe([topic])
+            link.subscribe([topic])
         self._group_topic = topic
 
     def _patience(self) -> float:
         due = self._fetcher.next_due()
         return _IDLE if due is None else min(_IDLE, max(0.0, due - self._clock()))
-
-    def _largest(self) -> int:
-        link_limit = int(getattr(self._link, "max_payload", self.profile.chunk_bytes))
-        return min(self.profile.chunk_bytes, link_limit)
 
     def _load_data(self, bundle: Bundle) -> Dataset:
         manifest = bundle.manifest
@@ -400,30 +379,3 @@ class Agent:
         trainer = Trainer(bundle, threads=self.home.config.threads or self.profile.threads)
         trainer.self_test()
         return trainer
-
-    def _topic(self, send: Send, digest: bytes) -> str:
-        transfer = digest.hex()[:16] if digest else ""
-        return topics.up(self.home.fleet, self.home.device, send.kind, transfer)
-
-    def _tag(self, round_: DeviceRound) -> str:
-        return f"{round_.opened.task}/"
-
-    def _announce(self, status: str) -> None:
-        """Publish this device's state; only the newest is worth sending."""
-        assert self._link is not None
-        self._store.outbox.discard(self._state_topic())
-        self._link.publish(self._state_topic(), self._state(status), retain=True)
-
-    def _state_topic(self) -> str:
-        return topics.up(self.home.fleet, self.home.device, topics.STATE)
-
-    def _state(self, status: str) -> bytes:
-        state = State(
-            status=status,  # type: ignore[arg-type]
-            counter=self.counter,
-            chain=self.home.stored.chain,
-            software=f"covey {__version__}",
-            holds=self._holds[:200],
-        )
-        context = Context(fleet=self.home.fleet, kind=topics.STATE, sender=self.home.device)
-        return sign(write(state), context, self.home.key)

@@ -1,8 +1,9 @@
 """Deterministic CBOR (RFC 8949, section 4.2.1), read strictly.
 
 What ``decode`` accepts is exactly what ``encode`` writes: one value has one encoding, so a digest or a signature over
-the bytes is one over the value, and two receivers can never read the same bytes differently. Before the library sees
-them, the bytes are walked once: tags (dates, big numbers, shared references, regular expressions), indefinite lengths,
+the bytes is one over the value, and two receivers can never read the same bytes differently. (Map keys here are text,
+for which the library's length-first order is the bytewise one of the RFC.) Before the library sees them, the bytes are
+walked once: tags (dates, big numbers, shared references, regular expressions), indefinite lengths,
 deep nesting and lengths beyond the end of the input are refused there, where they cost nothing.
 """
 

@@ -195,9 +195,11 @@ class DeviceRound:
 
         Raises:
             StaleError: The round is not waiting for it.
+            RefusedError: The model was masked for in another round since this one was joined.
             LocalError: The update is not finite or not of the model's size.
         """
         self._machine.require(TRAINED)
+        self._ledger.check_model(self.opened.manifest.model.digest)  # another task may have masked for it since JOIN
         current, secrets = self._current(), self._round_secrets()
         manifest = self.opened.manifest
         if update.shape != (manifest.model.bytes // 4,):

@@ -16,7 +16,7 @@ from covey_protocol.device_round import check_leaves
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.epochs import Grouping
-from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.errors import RefusedError, StaleError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
 from covey_protocol.messages import Abort, Dealt, Decline, Reveal, RevealedShares, Roster, Shares, Survivors, Unmask
@@ -155,12 +155,17 @@ class GroupRound:
     def unmask(self) -> tuple[Ring, int]:
         """Return the sum over the survivors in the ring, shape (d + 4,), and their number. Heavy: call it in a thread.
 
+        The masks come off in place, so this can be done once.
+
         Raises:
             RefusedError: A restored secret is not the one its owner published; the message names the owner.
+            StateError: There is no sum to be made, or it was made already.
         """
-        assert self.stage is GroupStage.SUMMING and self.roster is not None and self._total is not None
+        masked, self._total = self._total, None
+        if self.stage is not GroupStage.SUMMING or self.roster is None or masked is None:
+            raise StateError(f"group {self.grouping.group} has no sum to unmask in stage {self.stage}")
         total = unmask_sum(
-            self._total,
+            masked,
             roster=self.roster,
             dealt=self.dealt,
             survivors=self.survivors,

@@ -35,7 +35,7 @@ Threshold = Annotated[int, msgspec.Meta(ge=1, le=ROSTER_MAX)]
 class State(Payload, frozen=True, kw_only=True):
     """STATE, retained: a device says that it is there; the same topic carries its Last Will.
 
-    ``counter`` grows with every connection, so an old state that is played back is recognised.
+    ``counter`` grows with every start of the agent, so an old state that is played back is recognised.
     """
 
     status: Literal["online", "lost", "left"]

@@ -153,7 +153,10 @@ def _round(update: NDArray[np.float32], scale: RingScale, vector: Ring, seed: by
                 np.multiply(dither[tile], 1 / 65536, out=offset, dtype=np.float64)
                 np.floor(np.add(rounded, offset, out=rounded), out=rounded)
             if max(rounded.max(), -rounded.min()) > bound:
-                raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
+                # A coordinate that is the whole clip may be rounded one unit beyond it.
+                if max(rounded.max(), -rounded.min()) > bound + 1:
+                    raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
+                np.clip(rounded, -bound, bound, out=rounded)
             square += float(rounded @ rounded)
             np.copyto(signed[where], rounded, casting="unsafe")
     return square

@@ -426,7 +426,9 @@ def test_an_update_that_is_no_number_never_leaves_the_device(fleet: World, watch
     watched.nonsense = True
     fleet.open_round()
     assert fleet.said(topics.MASKED) == []
-    assert fleet.agent.refusals.counts == {"diverged": 1}
+    assert fleet.agent.refusals.counts["diverged"] == 1
+    assert fleet.group is not None
+    assert fleet.group.declined == {DEVICE: "nothing of its training is sent"}  # and not a word more
 
 
 def test_a_result_that_comes_after_its_round_is_dropped(fleet: World) -> None:

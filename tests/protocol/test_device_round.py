@@ -710,3 +710,19 @@ def test_an_abort_of_another_group_is_none_of_ours() -> None:
     foreign = rig.serve(topics.ABORT, ABORT, roster=b"x" * 32)
     refused(rig, topics.ABORT, foreign, "signature")
     refused(rig, topics.ABORT, rig.serve(topics.ABORT, ABORT, roster=b""), "signature")
+
+
+def test_two_open_rounds_cannot_both_mask_for_one_model() -> None:
+    """Joined side by side, as two tasks may be: whoever masks first spends the model."""
+    first = Rig(n=6)
+    second = Rig(n=6, ledgers=first.ledgers, round=2, seed="second")
+    first.joined()
+    second.joined()
+    first.train()
+    assert first.group.stage is GroupStage.SUMMING
+    device = second.devices[ME]
+    assert device.stage is DeviceStage.DEALT
+    with pytest.raises(RefusedError) as caught:
+        device.trained(second.update(ME), SOME)
+    assert caught.value.cause == "spent-model"
+    assert device.stage is DeviceStage.DEALT

@@ -27,7 +27,7 @@ from covey_protocol import envelope, identity, ring, shamir, topics
 from covey_protocol.device_round import LEAVES
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Expect, Note, Publish, Send
-from covey_protocol.errors import PeerError, RefusedError, StaleError
+from covey_protocol.errors import PeerError, RefusedError, StaleError, StateError
 from covey_protocol.messages import Blob, Consent, Decline, Join, Leaves, Masked, Reveal, RevealedShares, Shares
 from covey_protocol.payload import read, write
 from covey_protocol.policy import Policy
@@ -557,7 +557,7 @@ def deals_another(rig: Rig, secret: str) -> None:
 
 def test_a_sum_is_taken_only_when_it_can_be() -> None:
     rig = Rig(n=6)
-    with pytest.raises(AssertionError):
+    with pytest.raises(StateError):
         rig.group.unmask()
     with pytest.raises(StaleError):
         rig.group.close()

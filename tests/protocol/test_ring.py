@@ -203,3 +203,17 @@ def test_the_step_is_the_finest_that_cannot_wrap(scale: RingScale) -> None:
     finer = scale.step * (1 - 4 * scale.n_max / ring.HALF_RING)
     assert scale.n_max * math.ceil(scale.clip / scale.step) <= ring.HALF_RING
     assert scale.n_max * math.ceil(scale.clip / finer) > ring.HALF_RING - scale.n_max
+
+
+QUIET = Metrics(loss=0, accuracy=0, samples=0, norm=0)
+
+
+@pytest.mark.parametrize("n_max", [7, 31])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_coordinate_that_is_the_whole_clip_never_leaves_the_range(n_max: int, sign: int) -> None:
+    """Where the bound is a whole number of units, rounding up could leave it by one."""
+    scale = RingScale(1.0, n_max)
+    update, _ = ring.clip_norm(np.asarray([sign * 3.0], np.float32), scale.clip)
+    for number in range(2000):
+        vector = ring.encode(update, QUIET, scale, number.to_bytes(32, "big"))
+        assert abs(int(vector.view(np.int16)[0])) <= scale.coordinate_bound

@@ -1,0 +1,137 @@
+"""What the agent sends: effects made durable and handed to the link, its state, and pieces that got lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from covey_agent.home import AgentHome
+from covey_agent.profile import FirmwareProfile
+from covey_agent.store import Store
+from covey_agent.transport import Link
+from covey_protocol import __version__, topics
+from covey_protocol.chunks import PIECE_OVERHEAD, split
+from covey_protocol.digest import content_digest, short
+from covey_protocol.effects import Effect, Note, Remember, Send
+from covey_protocol.envelope import Context, open_signed, sign
+from covey_protocol.errors import StaleError, StateError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.messages import Have, State, Want
+from covey_protocol.payload import read, write
+
+log = logging.getLogger("covey.agent")
+
+STARTS = "connections"
+
+
+class Courier:
+    """One device's outgoing side.
+
+    Args:
+        home: Who speaks.
+        profile: Bounds the size of a message.
+        store: Where marks and messages become durable.
+        counter: Number of this start of the agent, for its state messages.
+    """
+
+    def __init__(self, home: AgentHome, profile: FirmwareProfile, store: Store, counter: int) -> None:
+        self._home, self._profile, self._store, self._counter = home, profile, store, counter
+        self._link: Link | None = None
+        self._sent: dict[bytes, tuple[str, bytes]] = {}  # digest → topic and blob of the last masked vector
+
+    def attach(self, link: Link) -> None:
+        """Use a link from now on, and remember that the agent was started once more."""
+        self._link = link
+        self._store.carry([Remember(STARTS, str(self._counter).encode())], topic_of=self._topic, largest=0)
+
+    @property
+    def link(self) -> Link:
+        """The link.
+
+        Raises:
+            StateError: There is none yet.
+        """
+        if self._link is None:
+            raise StateError("the agent has no link yet")
+        return self._link
+
+    def carry(self, effects: Sequence[Effect], task: str = "") -> None:
+        """Make marks and messages durable together, then let the link send; notes go to the log.
+
+        Args:
+            effects: What a state machine asked for.
+            task: Whose round they belong to; ``forget`` drops what is still unsent of it.
+        """
+        if not effects:
+            return
+        for effect in effects:
+            if isinstance(effect, Note):
+                log.info("%s: %s: %s", self._home.device, effect.cause, effect.text)
+            elif isinstance(effect, Send) and effect.transfer:
+                digest = content_digest(effect.data)
+                self._sent = {digest: (self._topic(effect, digest), effect.data)}
+        self._store.carry(effects, topic_of=self._topic, largest=self._largest(), tag=task)
+        kick = getattr(self._link, "kick", None)
+        if kick is not None:
+            kick()
+
+    def forget(self, task: str) -> None:
+        """Drop what was never sent of a task's earlier rounds."""
+        self._store.outbox.discard(tag=task)
+
+    def send_again(self, payload: bytes) -> None:
+        """Send the pieces of a masked vector that the aggregator lacks, as a HAVE message says.
+
+        Raises:
+            PeerError: The message does not hold, or names a blob that was not sent lately.
+        """
+        context = Context(fleet=self._home.fleet, kind=topics.HAVE, sender=AGGREGATOR, recipient=self._home.device)
+        have = read(Have, open_signed(payload, context, self._home.delegation.aggregator_key))
+        if have.digest not in self._sent:
+            raise StaleError(f"blob {short(have.digest)} is not one this device has sent lately", cause="stage")
+        topic, blob = self._sent[have.digest]
+        for piece in split(blob, self._largest() - PIECE_OVERHEAD, have.have):
+            self.link.publish(topic, piece.encode())
+
+    def ask(self, digest: bytes, have: bytes) -> None:
+        """Ask for the pieces of a blob that are not marked in ``have``.
+
+        Raises:
+            LocalError: The outbox is full.
+        """
+        context = Context(fleet=self._home.fleet, kind=topics.WANT, sender=self._home.device)
+        data = sign(write(Want(digest=digest, have=have)), context, self._home.key)
+        self.link.publish(topics.up(self._home.fleet, self._home.device, topics.WANT), data)
+
+    def announce(self, status: str, holds: bool) -> None:
+        """Publish this device's state; only the newest is worth sending.
+
+        Args:
+            status: "online", "lost" or "left".
+            holds: Whether something keeps it from taking part. What that is stays here: it may hold a loss or the name
+                of a file; ``covey-agent status`` shows it.
+        """
+        topic, data = self.state(status, holds)
+        self._store.outbox.discard(topic)
+        self.link.publish(topic, data, retain=True)
+
+    def state(self, status: str, holds: bool = False) -> tuple[str, bytes]:
+        """Return topic and payload of a STATE message; "lost" is the Last Will."""
+        state = State(
+            status=status,  # type: ignore[arg-type]
+            counter=self._counter,
+            chain=self._home.stored.chain,
+            software=f"covey {__version__}",
+            holds="held back; see the device" if holds else "",
+        )
+        context = Context(fleet=self._home.fleet, kind=topics.STATE, sender=self._home.device)
+        topic = topics.up(self._home.fleet, self._home.device, topics.STATE)
+        return topic, sign(write(state), context, self._home.key)
+
+    def _largest(self) -> int:
+        link_limit = int(getattr(self._link, "max_payload", self._profile.chunk_bytes))
+        return min(self._profile.chunk_bytes, link_limit)
+
+    def _topic(self, send: Send, digest: bytes) -> str:
+        transfer = digest.hex()[:16] if digest else ""
+        return topics.up(self._home.fleet, self._home.device, send.kind, transfer)
