@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.aggregator.fleet import FLEET, Fleet, tiny_bundle
+from tests.aggregator.fleet import DIMENSION, FLEET, Device, Fleet, tiny_bundle
 
 from covey_aggregator.coordinator import Phase
 from covey_protocol import envelope, topics
@@ -195,6 +195,17 @@ def test_a_model_that_devices_have_masked_for_is_not_used_again(make_fleet: Call
     assert not np.array_equal(first, second)
     assert np.linalg.norm(first - second) < 1e-3 * np.linalg.norm(first)
     assert len(fleet.spent) == 2
+    check_never_again(fleet)
+
+
+def test_a_round_that_moves_nothing_still_leads_to_a_new_model(
+    make_fleet: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "update", lambda *_: np.zeros(DIMENSION, np.float32))
+    fleet = make_fleet(4)
+    fleet.start(rounds=3)
+    assert fleet.finish().status == "done"
+    assert len({opened.manifest.model.digest for opened in fleet.opened}) == 3
     check_never_again(fleet)
 
 

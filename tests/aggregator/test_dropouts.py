@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tests.aggregator.live import ONE_STEP, Clock, Live, bundle, enrol_agent, live_homes, live_task, samples, until
 
 from covey_agent.home import AgentHome
@@ -23,7 +22,7 @@ from covey_protocol import ring, topics
 from covey_protocol.chunks import is_piece
 from covey_protocol.round_table import GroupStage
 from covey_protocol.thresholds import threshold
-from covey_simulator.broker import RunningBroker, start_broker
+from covey_simulator.broker import RunningBroker
 
 GROUP = 10
 
@@ -125,14 +124,14 @@ def _only_the_dead_are_missing(
     return lambda: live.call(check)
 
 
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    folder = tmp_path_factory.mktemp("dropouts")
-    with start_broker(folder, prefer="mosquitto") as broker:
-        return Scene(folder, broker)
+def test_groups_close_or_abort_as_their_members_die(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    scene = Scene(tmp_path, mosquitto)
+    check_that_everybody_died_behind_the_words_that_were_meant(scene)
+    check_that_the_first_group_closed_with_the_sum_of_its_eight(scene)
+    check_that_the_second_group_aborted_and_said_why(scene)
 
 
-def test_everybody_died_behind_the_words_that_were_meant(scene: Scene) -> None:
+def check_that_everybody_died_behind_the_words_that_were_meant(scene: Scene) -> None:
     assert [kind for name, kind in scene.order if name in scene.groups[0]] == [
         topics.JOIN,
         topics.SHARES,
@@ -144,7 +143,7 @@ def test_everybody_died_behind_the_words_that_were_meant(scene: Scene) -> None:
     assert scene.alive == set(scene.homes) - {name for name, _ in scene.order}
 
 
-def test_the_first_group_closes_with_the_sum_of_its_eight(scene: Scene) -> None:
+def check_that_the_first_group_closed_with_the_sum_of_its_eight(scene: Scene) -> None:
     detail, members = scene.detail(0), scene.groups[0]
     assert (detail.cause, detail.members, detail.survivors) == ("", members, [members[2], *members[3:]])
     trainer = Trainer(bundle())
@@ -158,7 +157,7 @@ def test_the_first_group_closes_with_the_sum_of_its_eight(scene: Scene) -> None:
     assert np.abs(step).max() > 10 * scene.scale.step
 
 
-def test_the_second_group_aborts_and_says_why(scene: Scene) -> None:
+def check_that_the_second_group_aborted_and_said_why(scene: Scene) -> None:
     detail, t = scene.detail(1), threshold(GROUP)
     assert (detail.cause, detail.survivors) == ("too-few-revealed", [])
     assert detail.reason == f"5 members revealed shares, t is {t}"

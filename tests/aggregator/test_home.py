@@ -68,7 +68,7 @@ def test_keys_and_folders_are_private(tmp_path: Path) -> None:
     ("file", "content"),
     [
         (KEY_FILE, b"short"),
-        (KEY_FILE, bytes(SigningKey.generate())),
+        (KEY_FILE, bytes(SigningKey(b"k" * 32))),
         (KEY_FILE, None),
         (OPERATOR_FILE, b"not hex"),
         (OPERATOR_FILE, b"ab" * 31),

@@ -86,6 +86,19 @@ def test_a_second_key_under_one_token_is_refused_with_both_keys_named(
     assert store.devices() == before
 
 
+def test_a_pinned_token_admits_no_other_key_even_when_its_device_was_forgotten(
+    homes: tuple[OperatorHome, ServerHome], device: Device, store: Store
+) -> None:
+    first = Registry(homes[1].trust({}), store)
+    first.state("pi", device.state(), NOW)
+    forgetful = Store(":memory:")
+    registry, other = Registry(homes[1].trust(store.pins()), forgetful), SigningKey.generate()
+    with pytest.raises(RefusedError, match="is bound to key"):
+        registry.state("pi", signed_state("pi", other, endorsed_again(device, other), 5), NOW)
+    assert (registry.knows("pi"), forgetful.pins()) == (False, {})
+    assert registry.state("pi", device.state(), NOW).new
+
+
 def test_a_second_token_for_a_known_name_is_refused_with_both_keys_named(
     registry: Registry, device: Device, homes: tuple[OperatorHome, ServerHome], store: Store
 ) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 from tests.aggregator.fleet import Vector
@@ -22,7 +21,7 @@ from covey_protocol.envelope import parse
 from covey_protocol.messages import Manifest, Masked
 from covey_protocol.payload import read
 from covey_protocol.ring import RingScale
-from covey_simulator.broker import RunningBroker, start_broker
+from covey_simulator.broker import RunningBroker
 
 DEVICES, ROUNDS, CLIP = 12, 2, 0.2
 WINDOW = 12  # consecutive coordinates that have to agree before it counts as found
@@ -147,11 +146,13 @@ class Run:
         return whole
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("tap")
-    with start_broker(folder, prefer="mosquitto") as broker:
-        return Run(folder, broker)
+def test_whoever_reads_everything_learns_sums_and_no_update(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    run = Run(tmp_path, mosquitto)
+    check_that_the_rounds_were_whole_and_everything_was_recorded(run)
+    check_that_the_search_finds_an_update_in_every_encoding(run)
+    check_that_no_clear_update_is_in_any_message_or_file(run)
+    check_that_every_masked_vector_looks_uniform_and_no_two_are_alike(run)
+    check_that_the_released_step_is_the_combination_of_the_group_means(run)
 
 
 def uniformity(data: bytes) -> float:
@@ -160,7 +161,7 @@ def uniformity(data: bytes) -> float:
     return float(stats.chisquare(counts).pvalue)
 
 
-def test_the_round_was_whole_and_everything_was_recorded(run: Run) -> None:
+def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> None:
     assert run.status == "done"
     assert [(record.accepted, record.groups, record.groups_aborted) for record in run.records] == [(12, 3, 0)] * ROUNDS
     assert len(run.seen) == DEVICES * ROUNDS
@@ -175,7 +176,7 @@ def test_the_round_was_whole_and_everything_was_recorded(run: Run) -> None:
     assert sum("/models/" in name for name in run.files) >= ROUNDS
 
 
-def test_the_search_finds_an_update_in_every_encoding(run: Run) -> None:
+def check_that_the_search_finds_an_update_in_every_encoding(run: Run) -> None:
     search = Search(run.seen, run.scale)
     _, weights, update = run.seen[0]
     clipped = ring.clip_norm(update, CLIP)[0]
@@ -192,7 +193,7 @@ def test_the_search_finds_an_update_in_every_encoding(run: Run) -> None:
     assert not search.found(np.random.default_rng(0).bytes(100_000))
 
 
-def test_no_clear_update_is_in_any_message_or_file(run: Run) -> None:
+def check_that_no_clear_update_is_in_any_message_or_file(run: Run) -> None:
     search = Search(run.seen, run.scale)
     blobs: dict[bytes, str] = {data: topic for topic, data in run.heard}
     blobs.update({data: name for name, data in run.files.items()})
@@ -201,7 +202,7 @@ def test_no_clear_update_is_in_any_message_or_file(run: Run) -> None:
     assert leaks == {}
 
 
-def test_every_masked_vector_looks_uniform_and_no_two_are_alike(run: Run) -> None:
+def check_that_every_masked_vector_looks_uniform_and_no_two_are_alike(run: Run) -> None:
     vectors = run.vectors()
     assert len(vectors) == DEVICES * ROUNDS
     chances = [uniformity(vector) for vector in vectors.values()]
@@ -214,7 +215,7 @@ def test_every_masked_vector_looks_uniform_and_no_two_are_alike(run: Run) -> Non
     assert uniformity(ring.encode(update, metrics, run.scale, b"s" * 32).tobytes()) < 1e-9  # what the test can see
 
 
-def test_the_released_step_is_the_combination_of_the_group_means(run: Run) -> None:
+def check_that_the_released_step_is_the_combination_of_the_group_means(run: Run) -> None:
     before = bundle().weights
     for number, (record, after) in enumerate(zip(run.records, run.models, strict=True), start=1):
         clear = {name: ring.clip_norm(update, CLIP)[0] for name, update in run.updates(number).items()}
