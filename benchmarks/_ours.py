@@ -99,8 +99,8 @@ class MaskStep:
         self._all, self._update = group.updates, group.updates[peers // 2]
 
     def inputs(self) -> Any:
-        device = copy.copy(self._device)  # a device masks once a round
-        device._machine = copy.copy(device._machine)
+        device = copy.copy(self._device)  # a device masks once a round, and once for a model
+        device._machine, device._ledger = copy.copy(device._machine), copy.deepcopy(device._ledger)
         return device
 
     def run(self, device: Any) -> Any:

@@ -191,8 +191,10 @@ class BenchFleet:
 
     def _check(self, deadline: float) -> None:
         assert self._server is not None
-        if self._server.poll() is not None or any(process.poll() is not None for process in self._agents):
-            raise RuntimeError(f"a process ended; the aggregator's last words:\n{self._log_tail()}")
+        processes: list[subprocess.Popen[Any]] = [self._server, *self._agents]
+        ended = [str(process.args) for process in processes if process.poll() is not None]
+        if ended:
+            raise RuntimeError(f"{ended} ended; the aggregator's last words:\n{self._log_tail()}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"not done in time; the aggregator's last words:\n{self._log_tail()}")
 
