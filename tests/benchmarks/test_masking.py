@@ -10,20 +10,8 @@ from benchmarks import masking
 from benchmarks._compare import MISSED, NOT_JUDGED
 from benchmarks._traffic import measure, packet
 
-SMALL = [
-    "--parameters",
-    "300",
-    "--peers",
-    "5",
-    "--members",
-    "6",
-    "--small-parameters",
-    "200",
-    "--small-members",
-    "5",
-    "--repeat",
-    "1",
-]
+SMALL = ["--parameters", "300", "--peers", "8", "--members", "6", "--repeat", "1"]
+SMALL += ["--small-parameters", "200", "--small-members", "5"]
 
 
 def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
