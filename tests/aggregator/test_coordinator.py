@@ -64,6 +64,9 @@ def test_a_task_reaches_the_model_that_the_plain_computation_reaches(
         before = after
     assert row.model == bytes.fromhex(records[-1].model)
     assert closes(fleet) == 3
+    assert [effect.id for effect in fleet.published if effect.data == tiny_bundle().encode()] == [
+        tiny_bundle().digest.hex()  # once, not with every round
+    ]
     check_never_again(fleet)
     last = fleet.published[-1]
     assert (last.kind, last.id, last.data, last.retain) == (topics.OPEN, "digits", b"", True)

@@ -29,6 +29,7 @@ from covey_modelkit.presets import softmax
 from covey_protocol import envelope, topics
 from covey_protocol.chunks import PIECE_OVERHEAD, Piece, piece_count, split
 from covey_protocol.digest import content_digest
+from covey_protocol.effects import Expect
 from covey_protocol.envelope import Context
 from covey_protocol.errors import ConfigError
 from covey_protocol.messages import Want, Windows
@@ -133,6 +134,26 @@ def test_nothing_that_arrives_raises(idle: Service, topic: str, payload: bytes) 
     before = (idle.coordinator.phase, idle.store.devices())
     idle.on_message(topic, payload)
     assert (idle.coordinator.phase, idle.store.devices()) == before
+
+
+@pytest.mark.parametrize("place", ["forest/dev/pi-1/up/state", f"{FLEET}/dev/pi-1/up/join", f"{FLEET}/pub/open/state"])
+def test_a_good_message_in_another_place_means_nothing(tmp_path: Path, place: str) -> None:
+    operator, home = make_homes(tmp_path)
+    service, state = Service(home), Device("pi-1", operator, home).state()
+    service.on_message(f"covey/v1/{place}", state)
+    assert service.store.devices() == []
+    assert sum(service.refusals.counts.values()) == 1
+    service.on_message(topics.up(FLEET, "pi-1", topics.STATE), state)
+    assert [row.name for row in service.store.devices()] == ["pi-1"]
+
+
+def test_what_was_expected_in_a_round_is_forgotten_with_it(tmp_path: Path) -> None:
+    _, home = make_homes(tmp_path)
+    service = Service(home)
+    service._round = object()  # type: ignore[assignment]
+    service._transfers.expect(Expect("pi-0", bytes(32), 100), 0)
+    service._carry([])  # no round is open any more
+    assert service._transfers.stalled(1e9) == []
 
 
 def test_a_task_survives_a_restart_of_the_broker(mosquitto: RunningBroker, tmp_path: Path) -> None:
