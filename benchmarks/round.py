@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parameters", type=int, default=GOAL_PARAMETERS)
     parser.add_argument("--rounds", type=int, default=4, help="at least 2: the first one stands apart")
     parser.add_argument("--group-size", type=int, default=10)
-    parser.add_argument("--per-process", type=int, default=250, help="agents in one process; each has two threads")
+    parser.add_argument(
+        "--per-process", type=int, default=50, help="agents in one process, which share its interpreter"
+    )
     parser.add_argument("--memory-databases", action="store_true", help="keep the devices' databases off the disk")
     parser.add_argument("--seconds", type=float, default=900, help="give up after so many")
     parser.add_argument("--folder", type=Path, help="where the fleet's files go; the default is a temporary folder")
