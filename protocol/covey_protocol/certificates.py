@@ -6,9 +6,25 @@ from collections.abc import Sequence
 
 from covey_protocol import envelope, topics
 from covey_protocol.errors import RefusedError
-from covey_protocol.messages import Consent, Masked
+from covey_protocol.messages import Consent, Leaves, Masked
 from covey_protocol.payload import read
 from covey_protocol.roster import CheckedRoster, Member, OpenRound
+
+LEAVES = "leaves"
+"""What a dealer signs inside its SHARES message goes by a kind of its own, which is no topic."""
+
+
+def check_leaves(data: bytes, dealer: Member, roster: CheckedRoster, opened: OpenRound, fleet: str) -> list[bytes]:
+    """Return a dealer's leaves once its signature holds.
+
+    Raises:
+        PeerError: It does not, or the leaves do not fit the roster.
+    """
+    context = opened.context(fleet, LEAVES, dealer.name, roster.digest)
+    leaves = read(Leaves, envelope.open_signed(data, context, dealer.key)).leaves
+    if len(leaves) != len(roster):
+        raise RefusedError(f"{dealer.name!r} signed {len(leaves)} leaves for a roster of {len(roster)}", cause="dealt")
+    return list(leaves)
 
 
 def read_masked(

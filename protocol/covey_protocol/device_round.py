@@ -15,7 +15,7 @@ from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
 from covey_protocol import envelope, identity, masking, prg, ring, roster, shamir, sharing, topics
-from covey_protocol.certificates import check_certificate, check_survivors
+from covey_protocol.certificates import LEAVES, check_certificate, check_leaves, check_survivors
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
@@ -45,9 +45,6 @@ from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
 from covey_protocol.round_table import DEVICE_TABLE, TRAINED, DeviceStage
 from covey_protocol.sealing import seal_anonymously
 from covey_protocol.sharing import Entry
-
-LEAVES = "leaves"
-PAIR = "pair"
 
 
 class DeviceRound:
@@ -363,7 +360,7 @@ class DeviceRound:
             masking.masking_key(secrets.masking),
             masking.PairParty(me.place, me.name, me.join.mask_key),
             masking.PairParty(other.place, other.name, other.join.mask_key),
-            pair_context(self.opened, self._trust.fleet, self._current().digest),
+            self.opened.pair_context(self._trust.fleet, self._current().digest),
         )
 
     def _sign(self, kind: str, body: Payload, bound: bytes) -> bytes:
@@ -382,21 +379,3 @@ class DeviceRound:
     def _round_secrets(self) -> masking.RoundSecrets:
         assert self._secrets is not None
         return self._secrets
-
-
-def pair_context(opened: OpenRound, fleet: str, roster_digest: bytes) -> bytes:
-    """Return the context that pairwise seeds are derived in."""
-    return opened.context(fleet, PAIR, "", roster_digest).encoded()
-
-
-def check_leaves(data: bytes, dealer: Member, current: CheckedRoster, opened: OpenRound, fleet: str) -> list[bytes]:
-    """Return a dealer's leaves once its signature holds.
-
-    Raises:
-        PeerError: It does not, or the leaves do not fit the roster.
-    """
-    context = opened.context(fleet, LEAVES, dealer.name, current.digest)
-    leaves = read(Leaves, envelope.open_signed(data, context, dealer.key)).leaves
-    if len(leaves) != len(current):
-        raise RefusedError(f"{dealer.name!r} signed {len(leaves)} leaves for a roster of {len(current)}", cause="dealt")
-    return list(leaves)

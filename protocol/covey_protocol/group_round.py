@@ -11,8 +11,7 @@ import numpy as np
 from nacl.signing import SigningKey
 
 from covey_protocol import envelope, roster, topics
-from covey_protocol.certificates import read_consent, read_masked
-from covey_protocol.device_round import check_leaves
+from covey_protocol.certificates import check_leaves, read_consent, read_masked
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.epochs import Grouping

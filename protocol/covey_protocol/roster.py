@@ -21,6 +21,8 @@ from covey_protocol.payload import read
 from covey_protocol.policy import Policy
 from covey_protocol.thresholds import accepted_min, threshold
 
+PAIR = "pair"
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -63,6 +65,10 @@ class OpenRound:
             attempt=self.attempt,
             roster=roster,
         )
+
+    def pair_context(self, fleet: str, roster: bytes) -> bytes:
+        """Return the encoded context that the seeds of pairwise masks are derived in."""
+        return self.context(fleet, PAIR, "", roster).encoded()
 
     def matches(self, data: bytes) -> envelope.Envelope:
         """Parse a message of this round.

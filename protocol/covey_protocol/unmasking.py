@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from covey_protocol import masking, prg, shamir, sharing
-from covey_protocol.device_round import pair_context
 from covey_protocol.errors import RefusedError
 from covey_protocol.masking import PairParty
 from covey_protocol.messages import RevealedShares
@@ -90,7 +89,7 @@ def unmask_sum(
                 f"{name!r} dealt shares of another self-mask than it published", cause="dealer", culprit=name
             )
         prg.subtract_mask(total, masking.self_mask_seed(secret))
-    context = pair_context(opened, fleet, roster.digest)
+    context = opened.pair_context(fleet, roster.digest)
     for name in dealt:
         if name in survivors:
             continue

@@ -18,7 +18,7 @@ from tests.protocol.rig import METRICS as SOME
 from tests.protocol.rig import SEALING, SERVER, Rig, make_manifest, signing_key, snapshot
 
 from covey_protocol import envelope, masking, roster, shamir, sharing, topics
-from covey_protocol.device_round import LEAVES
+from covey_protocol.certificates import LEAVES
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import LocalError, PeerError, RefusedError, SignatureError, StaleError, StateError

@@ -24,7 +24,7 @@ from tests.protocol.rig import (
 )
 
 from covey_protocol import envelope, identity, ring, shamir, topics
-from covey_protocol.device_round import LEAVES
+from covey_protocol.certificates import LEAVES
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Expect, Note, Publish, Send
 from covey_protocol.errors import PeerError, RefusedError, StaleError, StateError
