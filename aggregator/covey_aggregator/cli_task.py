@@ -35,8 +35,10 @@ def start(file: Path, home: Path) -> None:
     Example:
       covey task start digits.yaml --home home
     """
-    open_server(home)
+    policy = open_server(home).policy
     config = load_task(file)
+    if config.group_size < policy.n_min:
+        raise ConfigError(f"{file}: group_size {config.group_size}: the policy asks for groups of {policy.n_min}")
     try:
         Bundle.decode(Path(config.bundle).read_bytes())
     except CoveyError as error:

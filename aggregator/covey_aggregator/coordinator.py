@@ -110,7 +110,7 @@ class Coordinator:
         device, kind = topic.device, topic.kind
         if kind == topics.STATE:
             seen = self.registry.state(device, data, self._wall())
-            self._last_arrival = now if seen.status == "online" else self._last_arrival
+            self._last_arrival = now if seen.arrived else self._last_arrival
             return [Note("enrolled", f"{device} has joined the fleet")] if seen.new else []
         if not self.registry.knows(device):
             raise StaleError(f"{kind} from {device!r}, who has not shown an identity", cause="unknown-device")

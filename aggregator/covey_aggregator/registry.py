@@ -22,6 +22,7 @@ class Seen:
     device: str
     status: str
     new: bool
+    arrived: bool
 
 
 class Registry:
@@ -82,7 +83,8 @@ class Registry:
         )
         self._store.put_device(row)
         self._rows[device] = row
-        return Seen(device, state.status, known is None)
+        arrived = state.status == "online" and (known is None or known.status != "online")
+        return Seen(device, state.status, known is None, arrived)
 
     def knows(self, device: str) -> bool:
         """Whether a device has ever shown a valid identity."""

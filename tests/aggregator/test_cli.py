@@ -17,11 +17,12 @@ import yaml
 from tests.aggregator.fleet import Device, Fleet, tiny_bundle
 
 from covey_aggregator.cli import cli, main
-from covey_aggregator.home import DATABASE_FILE, DELEGATION_FILE, SETTINGS_FILE, open_server
+from covey_aggregator.home import DATABASE_FILE, DELEGATION_FILE, POLICY_FILE, SETTINGS_FILE, open_server
 from covey_aggregator.operator import open_operator
 from covey_aggregator.registry import Registry
 from covey_aggregator.store import Store
 from covey_protocol import provisioning
+from covey_protocol.policy import Policy, sign_policy
 
 OURS = ("operator", "init", "serve", "events", "device", "task")
 TASK = {"name": "digits", "bundle": "tiny.bundle", "rounds": 2, "clip": 1.0}
@@ -205,6 +206,7 @@ REFUSED: list[tuple[str, str]] = [
     ("device show nobody --home home", "there is no device 'nobody'"),
     ("task start task.yaml --home nowhere", "nowhere: no server home"),
     ("task start taken.yaml --home home", "there is a task 'taken' already"),
+    ("task start small.yaml --home home", "small.yaml: group_size 4: the policy asks for groups of 5"),
     ("task start broken.yaml --home home", "broken.yaml: Object contains unknown field `round`"),
     ("task start junk.yaml --home home", "task.yaml: "),
     ("task status nobody --home home", "there is no task 'nobody'"),
@@ -218,6 +220,10 @@ def test_errors_are_one_line_that_names_file_or_field(home: Path, run: Run, argu
     enrolled(home, Path("op"))
     Path("taken.yaml").write_text(yaml.safe_dump({**TASK, "name": "taken"}))
     assert run("task", "start", "taken.yaml", "--home", "home").code == 0
+    Path("small.yaml").write_text(yaml.safe_dump({**TASK, "name": "small", "group_size": 4}))
+    if "small.yaml" in arguments:
+        strict = sign_policy(Policy(n_min=5), open_operator(Path("op")).key, "meadow")
+        (home / POLICY_FILE).write_bytes(strict)
     Path("broken.yaml").write_text(yaml.safe_dump({**TASK, "round": 3}))
     Path("junk.yaml").write_text(yaml.safe_dump({**TASK, "name": "junk", "bundle": "task.yaml"}))
     answer = run(*arguments.split())

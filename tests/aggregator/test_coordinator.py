@@ -84,6 +84,20 @@ def test_the_first_round_waits_for_enough_devices_that_have_settled(make_fleet: 
     assert fleet.finish().status == "done"
 
 
+def test_a_device_that_repeats_itself_does_not_put_the_first_epoch_off(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(5)
+    fleet.start(rounds=1, devices_min=5, settle=3.0)
+    name = next(iter(fleet.devices))
+
+    def repeated() -> bool:
+        fleet.to_server(name, topics.STATE, fleet.devices[name].state())
+        return fleet.coordinator.phase is not Phase.GATHERING or fleet.now > 1030
+
+    fleet.run_until(lambda: fleet.coordinator.phase is Phase.GATHERING)
+    fleet.run_until(repeated)
+    assert fleet.coordinator.phase is Phase.GROUPING
+
+
 def test_a_group_that_aborts_does_not_stop_the_others_and_a_new_epoch_opens_without_the_silent(
     make_fleet: Callable[..., Fleet],
 ) -> None:
