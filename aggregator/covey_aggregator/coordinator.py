@@ -55,7 +55,6 @@ TABLE = {
     Phase.COMBINING: {"next": Phase.GATHERING, "end": Phase.IDLE},
 }
 
-_EPOCH_WINDOW = 10.0
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
 
 
@@ -245,7 +244,7 @@ class Coordinator:
             members=self._listed(),
             group_size=task.group_size,
             list_min=self._home.policy.list_min,
-            window=min(_EPOCH_WINDOW, task.windows.join),
+            window=task.windows.join,
         )
         self._machine.advance("enough")
         out = self._conduct.sitting_out()
