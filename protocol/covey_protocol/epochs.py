@@ -66,8 +66,10 @@ class Grouping:
 
 def shard_of(device: str, bits: int) -> int:
     """Return the shard of a device: the first ``bits`` of a digest of its name."""
+    if not bits:
+        return 0
     prefix = int.from_bytes(digest(device.encode(), person=b"covey-shard")[:4], "big")
-    return prefix >> (32 - bits) if bits else 0
+    return prefix >> (32 - bits)
 
 
 def shards(devices: Iterable[str], largest: int = SHARD_MAX) -> tuple[int, dict[int, list[str]]]:
