@@ -95,17 +95,26 @@ class BenchFleet:
         words = [sys.executable, "-m", "covey_aggregator.cli", "serve", str(self._home)]
         self._server = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
         self._stack.callback(_end, self._server)
+        self._stack.callback(self._stop_agents)
         for start in range(0, len(homes), terms.per_process):
             self._start_agents(homes[start : start + terms.per_process])
 
     def _start_agents(self, homes: list[Path]) -> None:
         words = [sys.executable, str(HERE / "_round_agents.py")]
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._stack.callback(_end, process)
         self._agents.append(process)
         assert process.stdin is not None
         process.stdin.write(json.dumps({"homes": [str(home) for home in homes], "memory": self._terms.memory}) + "\n")
         process.stdin.flush()
+
+    def _stop_agents(self) -> None:
+        """Tell all before waiting for any."""
+        for process in self._agents:
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for process in self._agents:
+            _end(process)
 
     def run(self, seconds: float) -> Iterator[tuple[RoundRecord, Usage]]:
         """Start the task and yield each round's record as it closes, with the fleet's usage until then.
@@ -208,10 +217,7 @@ def _cpu(pid: int) -> float:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    elif process.poll() is None:
+    if process.stdin is None and process.poll() is None:
         process.terminate()
     try:
         process.wait(30)
