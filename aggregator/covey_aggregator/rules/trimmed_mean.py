@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-TILE = 4096  # columns: a tile of transposed rows stays in the cache while it is sorted
+TILE = 2048  # columns: a tile of transposed rows stays in the cache while it is sorted
 THREADS = min(2, os.cpu_count() or 1)
 
 
@@ -30,24 +30,29 @@ def trimmed_mean(rows: NDArray[np.float32], beta: float, threads: int = THREADS)
         threads: How many work at once, as numpy lets go of the interpreter while it sorts.
 
     Returns:
-        Shape (d,). The work goes tile by tile, so that memory beyond the rows is O(G · 4,096) a thread; the
+        Shape (d,). The work goes tile by tile, so that memory beyond the rows is O(G · 2,048) a thread; the
         result depends on neither.
     """
     count, dimension = rows.shape
     cut = trimmed_count(count, beta)
     result = np.empty(dimension, np.float32)
 
-    def trim(start: int) -> None:
-        tile = np.ascontiguousarray(rows[:, start : start + TILE].T)
-        tile.sort(axis=1)
-        result[start : start + TILE] = tile[:, cut : count - cut].mean(axis=1, dtype=np.float64)
+    def trim(start: int, end: int) -> None:
+        buffer = np.empty((min(TILE, end - start), count), np.float32)
+        for at in range(start, end, TILE):
+            columns = slice(at, min(at + TILE, end))
+            tile = buffer[: columns.stop - at]
+            np.copyto(tile, rows[:, columns].T)
+            tile.sort(axis=1)
+            sums = np.einsum("ij->i", tile[:, cut : count - cut], dtype=np.float64)
+            result[columns] = sums / (count - 2 * cut)
 
-    starts = range(0, dimension, TILE)
-    if threads < 2 or len(starts) < 2 * threads:  # too little to be worth starting them
-        for start in starts:
-            trim(start)
+    stretch = -(-dimension // threads)
+    if threads < 2 or stretch < TILE:  # too little to be worth a thread
+        trim(0, dimension)
     else:
         with ThreadPoolExecutor(threads, "covey-trim") as pool:
-            for _ in pool.map(trim, starts):
+            starts = range(0, dimension, stretch)
+            for _ in pool.map(trim, starts, [min(start + stretch, dimension) for start in starts]):
                 pass
     return result
