@@ -42,6 +42,8 @@ class Courier:
     def attach(self, link: Link) -> None:
         """Use a link from now on, and remember that the agent was started once more."""
         self._link = link
+        # What an earlier start said of itself, and was killed before it was acknowledged, is true no longer.
+        self._store.outbox.discard(topics.up(self._home.fleet, self._home.device, topics.STATE))
         self._store.carry([Remember(STARTS, str(self._counter).encode())], topic_of=self._topic, largest=0)
 
     @property
