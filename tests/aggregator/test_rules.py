@@ -17,7 +17,7 @@ def rows(groups: int, dimension: int = 50, seed: int = 0) -> Rows:
     return np.random.default_rng(seed).normal(size=(groups, dimension)).astype(np.float32)
 
 
-@pytest.mark.parametrize("dimension", [1, TILE - 1, TILE, 2 * THREADS * TILE + 7])
+@pytest.mark.parametrize("dimension", [1, TILE - 1, TILE, 8 * THREADS * TILE + 7])
 @pytest.mark.parametrize(("groups", "beta"), [(1, 0.4), (2, 0.4), (3, 0.1), (4, 0.1), (7, 0.2), (10, 0.3), (51, 0.1)])
 def test_the_trimmed_mean_is_scipys(groups: int, beta: float, dimension: int) -> None:
     data = rows(groups, dimension)

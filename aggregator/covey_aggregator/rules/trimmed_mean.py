@@ -48,7 +48,7 @@ def trimmed_mean(rows: NDArray[np.float32], beta: float, threads: int = THREADS)
             result[columns] = sums / (count - 2 * cut)
 
     stretch = -(-dimension // threads)
-    if threads < 2 or stretch < TILE:  # too little to be worth a thread
+    if threads < 2 or stretch < 8 * TILE:  # too little to be worth a thread
         trim(0, dimension)
     else:
         with ThreadPoolExecutor(threads, "covey-trim") as pool:
