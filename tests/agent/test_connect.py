@@ -111,21 +111,6 @@ def test_a_killed_agent_is_reported_lost_and_a_stopped_one_as_having_left(
             assert b"pi-0 of fleet meadow, broker 127.0.0.1" in log
 
 
-def test_a_state_that_a_killed_agent_left_unsent_is_dropped(tmp_path: Path, mosquitto: RunningBroker) -> None:
-    home = home_at(tmp_path, mosquitto)
-    topic = topics.up(home.fleet, home.device, topics.STATE)
-    outbox = Outbox(home.database)
-    outbox.put(topic, b"an old state", retain=True)
-    outbox.close()
-    with listening(mosquitto) as ears:
-        agent = RunningAgent(home)
-        agent.start()
-        try:
-            assert next_state(ears).status == "online"  # would not be readable if the old one came first
-        finally:
-            agent.stop()
-
-
 def test_an_agent_outlives_its_broker(tmp_path: Path, mosquitto: RunningBroker) -> None:
     home = home_at(tmp_path, mosquitto)
     (home.path / "agent.yaml").write_text("broker: {keepalive: 5}")
