@@ -112,7 +112,7 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
             "Devices are not scored one by one: under the masks only sums of groups are seen, so nobody is expelled."
         )
     if scenario.rule != "mean" and _group_count(scenario) < 3:
-        notes.append(f"There are {_group_count(scenario)} groups only: nothing can be trimmed across fewer than three.")
+        notes.append(f"Groups: {_group_count(scenario)}. Nothing can be trimmed across fewer than three.")
     if not scenario.masking:
         notes.append("MASKING IS OFF: the aggregator sees every single update. For laboratories only.")
     return notes

@@ -104,6 +104,6 @@ def test_says_when_the_defence_made_no_difference() -> None:
 def test_says_what_the_fleet_lacks() -> None:
     notes = " ".join(report(msgspec.structs.replace(demo_scenario(devices=8), masking=False)).verdict.notes)
     assert "MASKING IS OFF" in notes
-    assert "1 groups only" in notes
+    assert "Groups: 1. Nothing can be trimmed" in notes
     assert "MASKING" not in " ".join(report().verdict.notes)
     assert "not scored one by one" in " ".join(report().verdict.notes)
