@@ -21,7 +21,8 @@ from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import Piece, split
 from covey_protocol.digest import content_digest
 from covey_protocol.envelope import Context, open_signed, sign
-from covey_protocol.errors import LocalError
+from covey_protocol.errors import LocalError, RefusedError
+from covey_protocol.identity import DeviceIdentity
 from covey_protocol.messages import Blob, Have, Join, Masked, State
 from covey_protocol.payload import read, write
 from covey_protocol.plan import Plan
@@ -448,6 +449,31 @@ def test_a_result_that_comes_after_its_round_is_dropped(fleet: World) -> None:
     fleet.settle()
     [masked] = fleet.said(topics.MASKED)
     assert place_of(masked) == (TASK, 2, 1)
+
+
+def test_training_that_nobody_waits_for_ends_before_its_first_batch(fleet: World, watched: Watched) -> None:
+    """Otherwise it would hold up the training of the round that has come since."""
+    fleet.workbench.held = True
+    fleet.open_round()
+    fleet.late()
+    fleet.close_round()
+    fleet.workbench.work()
+    fleet.settle()
+    assert watched.results == []
+    assert task(fleet)["stage"] == "closed"
+    assert not fleet.agent.refusals.counts["cancelled"]  # nothing went wrong
+
+
+def test_a_restart_knows_which_keys_its_peers_had(fleet: World) -> None:
+    fleet.open_round()
+    fleet.close_round()
+    pins = fleet.agent.ledger.pins()
+    assert len(pins) == len(fleet.peers) + 1
+    fleet.boot()
+    for token, key in pins.items():
+        fleet.agent._trust.pins.check(DeviceIdentity("pi-1", key, token, ""))
+        with pytest.raises(RefusedError, match="was also used"):
+            fleet.agent._trust.pins.check(DeviceIdentity("pi-1", b"x" * 32, token, ""))
 
 
 def test_there_is_an_answer_for_whoever_takes_long(fleet: World) -> None:

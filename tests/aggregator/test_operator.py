@@ -102,3 +102,19 @@ def test_a_provisioning_bundle_holds_together_until_it_expires(tmp_path: Path, s
     assert again.token_secret != bundle.token_secret
     with pytest.raises(ConfigError, match="device"):
         home.provision("no/name", profile="pi-4", seconds=0, delegation=delegation, broker=broker)
+
+
+def test_a_misspelt_floor_is_refused_and_named(tmp_path: Path) -> None:
+    """A floor that was meant and does not hold is worse than none."""
+    home = init_operator(tmp_path / "op", "meadow")
+    (home.path / POLICY_FILE).write_text("exposuremax: 3\n")
+    with pytest.raises(ConfigError, match=r"policy\.yaml: unknown field 'exposuremax'"):
+        open_operator(home.path)
+
+
+@pytest.mark.parametrize("name", ["aggregator", "operator"])
+def test_no_device_may_have_a_name_that_signs_as_something_else(tmp_path: Path, name: str) -> None:
+    home = init_operator(tmp_path / "op", "meadow")
+    broker = Broker(host="127.0.0.1", port=1883)
+    with pytest.raises(ConfigError, match="reserved"):
+        home.provision(name, profile="pi-4", seconds=60, delegation=home.delegate(bytes(32)), broker=broker)
