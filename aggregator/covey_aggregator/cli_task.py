@@ -37,8 +37,10 @@ def start(file: Path, home: Path) -> None:
     """
     policy = open_server(home).policy
     config = load_task(file)
-    if config.group_size < policy.n_min:
-        raise ConfigError(f"{file}: group_size {config.group_size}: the policy asks for groups of {policy.n_min}")
+    if config.group_size < policy.roster_min:
+        raise ConfigError(f"{file}: group_size {config.group_size}: the policy asks for groups of {policy.roster_min}")
+    if policy.noise_min > 0:
+        raise ConfigError(f"{file}: the policy asks for noise of {policy.noise_min:g}, which no device can add yet")
     try:
         Bundle.decode(Path(config.bundle).read_bytes())
     except CoveyError as error:

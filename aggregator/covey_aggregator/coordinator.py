@@ -257,7 +257,7 @@ class Coordinator:
         """Whether any group still has enough members that are there."""
         online = self.registry.online()
         return any(
-            sum(name in online for name, _ in grouping.members) >= self._home.policy.n_min
+            sum(name in online for name, _ in grouping.members) >= self._home.policy.roster_min
             for grouping in self._groupings
         )
 
@@ -290,7 +290,7 @@ class Coordinator:
             delta=running.delta,
             plan=task.local,
             clip=task.clip,
-            n_min=self._home.policy.n_min,
+            n_min=self._home.policy.roster_min,
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=task.windows,
             sealing_key=sealing[1],
@@ -378,7 +378,7 @@ class Coordinator:
         under = [
             grouping.group
             for grouping in self._groupings
-            if sum(name in online for name, _ in grouping.members) < self._home.policy.n_min
+            if sum(name in online for name, _ in grouping.members) < self._home.policy.roster_min
         ]
         if under:
             return f"group {', '.join(under)} fell under its floor"

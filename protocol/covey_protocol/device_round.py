@@ -109,8 +109,8 @@ class DeviceRound:
         """
         self._machine.require(topics.JOIN)
         manifest = self.opened.manifest
-        if manifest.attestation or not manifest.masking:
-            raise RefusedError("this device serves masked rounds without attestation only", cause="unsupported")
+        if manifest.sketch or manifest.noise or not manifest.masking:
+            raise RefusedError("this device serves masked rounds without sketch and noise only", cause="unsupported")
         if manifest.epoch != self._grouping.epoch:
             raise RefusedError(
                 f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"

@@ -261,7 +261,7 @@ class GroupRound:
         limits = self.opened.manifest
         names = [name for name, _ in self.grouping.members if name in self._joins][: limits.n_max]
         n = len(names)
-        if n < max(limits.n_min, self._trust.policy.n_min):
+        if n < max(limits.n_min, self._trust.policy.roster_min):
             return self.abort("too-few-joined", f"{n} of {len(self.grouping.members)} members joined")
         t, a_min = roster.required(n, self._trust.policy)
         body = Roster(

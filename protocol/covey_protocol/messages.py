@@ -18,6 +18,7 @@ from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 
 SHARD_MAX = 1000
 SHARD_BITS_MAX = 16
+SKETCH_MAX = 4096
 MAX_MODEL_BYTES = 1 << 30
 _MAX_CIPHERTEXT = 512
 _MAX_ENVELOPE = 64 * 1024
@@ -30,6 +31,8 @@ Signed = Annotated[bytes, msgspec.Meta(max_length=_MAX_ENVELOPE)]
 SignedList = Annotated[list[tuple[Name, Signed]], msgspec.Meta(max_length=ROSTER_MAX)]
 RosterSize = Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)]
 Threshold = Annotated[int, msgspec.Meta(ge=1, le=ROSTER_MAX)]
+SketchSize = Annotated[int, msgspec.Meta(ge=0, le=SKETCH_MAX)]
+NoiseMultiplier = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 
 
 class State(Payload, frozen=True, kw_only=True):
@@ -123,7 +126,8 @@ class Manifest(Payload, frozen=True, kw_only=True):
         clip: Bound on the L2 norm of an update.
         n_min, n_max: Limits on a roster; ``n_max`` also sets the ring's scale.
         masking: False only in fleets whose policy allows clear updates.
-        attestation: True asks for sketches.
+        sketch: Numbers in the sketch that every member is asked for; 0 asks for none.
+        noise: Multiplier of the noise that every member adds; 0 for none.
         windows: Seconds for each stage.
         sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
         revocations: Newest revocation list version the aggregator knows.
@@ -139,7 +143,8 @@ class Manifest(Payload, frozen=True, kw_only=True):
     windows: Windows
     sealing_key: Key
     masking: bool = True
-    attestation: bool = False
+    sketch: SketchSize = 0
+    noise: NoiseMultiplier = 0.0
     delta: Delta | None = None
     revocations: Count = 0
 

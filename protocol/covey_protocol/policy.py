@@ -11,7 +11,7 @@ from covey_protocol import envelope
 from covey_protocol.envelope import Context
 from covey_protocol.errors import RefusedError
 from covey_protocol.identity import OPERATOR
-from covey_protocol.messages import Manifest
+from covey_protocol.messages import Manifest, NoiseMultiplier, SketchSize
 from covey_protocol.payload import Count, Payload, prepare, read, write
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 
@@ -24,18 +24,31 @@ class Policy(Payload, frozen=True, kw_only=True):
     Attributes:
         version: Grows with every change.
         n_min: Smallest roster.
+        t_min: Fewest signatures and shares; the formula of ``thresholds`` holds beside it. A number and no fraction,
+            so that two implementations cannot round it differently.
         a_min: Smallest set whose sum may be unmasked; the formula of ``thresholds`` holds beside it.
         list_min: Smallest member list from which groups may be drawn.
         exposure_max: How many different sums a device takes part in, over all groupings; 0 sets no limit.
         clear_updates: Whether rounds without masks are allowed. For laboratories only.
+        sketch_max: Largest sketch that a device answers. Its numbers are what a device tells of its update besides the
+            group's sum, so they have a ceiling; 0 forbids sketches.
+        noise_min: Least noise multiplier.
     """
 
     version: Count = 1
     n_min: Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)] = ROSTER_MIN
+    t_min: Annotated[int, msgspec.Meta(ge=0, le=ROSTER_MAX)] = 0
     a_min: Annotated[int, msgspec.Meta(ge=0, le=ROSTER_MAX)] = 0
     list_min: Annotated[int, msgspec.Meta(ge=ROSTER_MIN)] = ROSTER_MIN
     exposure_max: Count = 0
     clear_updates: bool = False
+    sketch_max: SketchSize = 64
+    noise_min: NoiseMultiplier = 0.0
+
+    @property
+    def roster_min(self) -> int:
+        """Smallest roster that can reach every floor."""
+        return max(self.n_min, self.t_min, self.a_min)
 
     def check(self, manifest: Manifest) -> None:
         """Refuse a manifest that lies below a floor.
@@ -49,6 +62,14 @@ class Policy(Payload, frozen=True, kw_only=True):
             raise RefusedError(f"n_min {manifest.n_min} is below the policy's {self.n_min}", cause="policy")
         if manifest.n_max < manifest.n_min:
             raise RefusedError(f"n_max {manifest.n_max} is below n_min {manifest.n_min}", cause="policy")
+        if manifest.n_max < self.roster_min:
+            raise RefusedError(
+                f"n_max {manifest.n_max} is below the policy's t_min {self.t_min} or a_min {self.a_min}", cause="policy"
+            )
+        if manifest.sketch > self.sketch_max:
+            raise RefusedError(f"sketch {manifest.sketch} is above the policy's {self.sketch_max}", cause="policy")
+        if manifest.noise < self.noise_min:
+            raise RefusedError(f"noise {manifest.noise:g} is below the policy's {self.noise_min:g}", cause="policy")
 
 
 def sign_policy(policy: Policy, operator: SigningKey, fleet: str) -> bytes:

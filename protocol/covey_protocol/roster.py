@@ -194,7 +194,7 @@ def roster_digest(body: bytes) -> bytes:
 
 def required(n: int, policy: Policy) -> tuple[int, int]:
     """Return t and a_min for a roster of n under a policy."""
-    return threshold(n), max(accepted_min(n), policy.a_min)
+    return max(threshold(n), policy.t_min), max(accepted_min(n), policy.a_min)
 
 
 def check_roster(
@@ -223,8 +223,9 @@ def check_roster(
     if roster.manifest != opened.digest:
         raise RefusedError("the roster was made for another manifest", cause="manifest")
     n, limits = len(roster.joins), opened.manifest
-    if not max(limits.n_min, trust.policy.n_min) <= n <= limits.n_max:
-        raise RefusedError(f"a roster of {n} where {limits.n_min} to {limits.n_max} are allowed", cause="roster")
+    fewest = max(limits.n_min, trust.policy.roster_min)
+    if not fewest <= n <= limits.n_max:
+        raise RefusedError(f"a roster of {n} where {fewest} to {limits.n_max} are allowed", cause="roster")
     t, a_min = required(n, trust.policy)
     if (roster.t, roster.a_min) != (t, a_min):
         raise RefusedError(

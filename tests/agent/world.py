@@ -166,7 +166,7 @@ class Peer:
                 chain=make_chain(self.name),
                 trust=self.trust,
                 grouping=self.epoch.grouping,
-                opened=read_open(data, TASK, self.trust),
+                opened=read_open(data, envelope.parse(data).task, self.trust),
                 ledger=self.ledger,
                 entropy=self.entropy,
             )
@@ -334,7 +334,7 @@ class World:
         [grouping] = self.opening.groups
         return grouping
 
-    def open_round(self, round_: int = 1, attempt: int = 1, **changes: Any) -> bytes:
+    def open_round(self, round_: int = 1, attempt: int = 1, *, task: str = TASK, **changes: Any) -> bytes:
         """Open a round and let it go as far as it will; return the OPEN message."""
         fields: dict[str, Any] = {
             "bundle": blob_of(BUNDLE.encode()),
@@ -343,8 +343,8 @@ class World:
             "epoch": self.grouping.epoch,
             **changes,
         }
-        data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields), round_, attempt)
-        opened = read_open(data, TASK, make_trust())
+        data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields), round_, attempt, task=task)
+        opened = read_open(data, task, make_trust())
         self.group = GroupRound(
             trust=make_trust(),
             key=SERVER,
@@ -354,8 +354,9 @@ class World:
             sequences=self.sequences,
             now=self.now,
         )
-        self.retained[OPEN_TOPIC] = data
-        self.say(OPEN_TOPIC, data)
+        topic = topics.pub(FLEET, topics.OPEN, task)
+        self.retained[topic] = data
+        self.say(topic, data)
         for peer in self.peers.values():
             self._queue.append(partial(self._to_peer, peer, topics.OPEN, data))
         self.settle()
@@ -387,7 +388,7 @@ class World:
         data = sign(write(close), self.group.opened.context(FLEET, topics.CLOSE, AGGREGATOR), SERVER)
         self.group.close()
         if publish:
-            self.carry([Publish(topics.CLOSE, TASK, data)])
+            self.carry([Publish(topics.CLOSE, self.group.opened.task, data)])
             for piece in split(step, PIECE):
                 self.say(topics.pub(FLEET, topics.BLOB, self.delta.blob.digest.hex()), piece.encode())
         self.settle()

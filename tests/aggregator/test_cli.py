@@ -207,6 +207,8 @@ REFUSED: list[tuple[str, str]] = [
     ("task start task.yaml --home nowhere", "nowhere: no server home"),
     ("task start taken.yaml --home home", "there is a task 'taken' already"),
     ("task start small.yaml --home home", "small.yaml: group_size 4: the policy asks for groups of 5"),
+    ("task start tall.yaml --home home", "tall.yaml: group_size 4: the policy asks for groups of 6"),
+    ("task start loud.yaml --home home", "loud.yaml: the policy asks for noise of 0.5, which no device can add yet"),
     ("task start broken.yaml --home home", "broken.yaml: Object contains unknown field `round`"),
     ("task start junk.yaml --home home", "task.yaml: "),
     ("task status nobody --home home", "there is no task 'nobody'"),
@@ -220,10 +222,11 @@ def test_errors_are_one_line_that_names_file_or_field(home: Path, run: Run, argu
     enrolled(home, Path("op"))
     Path("taken.yaml").write_text(yaml.safe_dump({**TASK, "name": "taken"}))
     assert run("task", "start", "taken.yaml", "--home", "home").code == 0
-    Path("small.yaml").write_text(yaml.safe_dump({**TASK, "name": "small", "group_size": 4}))
-    if "small.yaml" in arguments:
-        strict = sign_policy(Policy(n_min=5), open_operator(Path("op")).key, "meadow")
-        (home / POLICY_FILE).write_bytes(strict)
+    policies = {"small": Policy(n_min=5), "tall": Policy(t_min=6), "loud": Policy(noise_min=0.5)}
+    for name, policy in policies.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**TASK, "name": name, "group_size": 4}))
+        if f"{name}.yaml" in arguments:
+            (home / POLICY_FILE).write_bytes(sign_policy(policy, open_operator(Path("op")).key, "meadow"))
     Path("broken.yaml").write_text(yaml.safe_dump({**TASK, "round": 3}))
     Path("junk.yaml").write_text(yaml.safe_dump({**TASK, "name": "junk", "bundle": "task.yaml"}))
     answer = run(*arguments.split())

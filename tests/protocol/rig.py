@@ -101,9 +101,11 @@ def make_manifest(dimension: int, n_max: int = 32, **changes: object) -> Manifes
     return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def sign_open(manifest: Manifest, round_: int = 1, attempt: int = 1, key: SigningKey = SERVER) -> bytes:
+def sign_open(
+    manifest: Manifest, round_: int = 1, attempt: int = 1, key: SigningKey = SERVER, task: str = TASK
+) -> bytes:
     context = envelope.Context(
-        fleet=FLEET, kind=topics.OPEN, sender=AGGREGATOR, task=TASK, round=round_, attempt=attempt
+        fleet=FLEET, kind=topics.OPEN, sender=AGGREGATOR, task=task, round=round_, attempt=attempt
     )
     return envelope.sign(write(manifest), context, key)
 
@@ -134,14 +136,15 @@ class Rig:
     hold: Callable[[str, str, str], bool] = lambda way, name, kind: False
     ledgers: dict[str, DeviceLedger] = field(default_factory=dict)
     round: int = 1
+    task: str = TASK
     on_wire: Callable[[str, str, str, bytes], bytes] = lambda way, name, kind, data: data
 
     def __post_init__(self) -> None:
         self.names = [f"pi-{index}" for index in range(self.n)]
         self.grouping = Grouping(1, "1-0-0", tuple((name, bytes(signing_key(name).verify_key)) for name in self.names))
         self.manifest = self.manifest or make_manifest(self.dimension)
-        self.open_data = sign_open(self.manifest, self.round)
-        self.opened: OpenRound = roster.read_open(self.open_data, TASK, make_trust(self.policy))
+        self.open_data = sign_open(self.manifest, self.round, task=self.task)
+        self.opened: OpenRound = roster.read_open(self.open_data, self.task, make_trust(self.policy))
         self.ledgers = self.ledgers or {name: DeviceLedger() for name in self.names}
         self.devices = {name: self.make_device(name) for name in self.names}
         self.group = GroupRound(

@@ -124,7 +124,12 @@ def test_a_device_goes_through_a_round() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "cause"),
-    [({"attestation": True}, "unsupported"), ({"masking": False}, "unsupported"), ({"epoch": 2}, "epoch")],
+    [
+        ({"sketch": 8}, "unsupported"),
+        ({"noise": 0.5}, "unsupported"),
+        ({"masking": False}, "unsupported"),
+        ({"epoch": 2}, "epoch"),
+    ],
 )
 def test_manifests_that_a_device_does_not_join(changes: dict[str, object], cause: str) -> None:
     rig = Rig(n=6, manifest=make_manifest(50, **changes), policy=Policy(clear_updates=True))  # type: ignore[arg-type]

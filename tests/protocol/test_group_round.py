@@ -639,3 +639,16 @@ def test_nobody_leaves_a_round_that_is_over() -> None:
     rig.run()
     assert rig.group.stage is GroupStage.SUMMING
     refused(rig, topics.DECLINE, CHEAT, rig.say(CHEAT, topics.DECLINE, Decline(cause="why", reason="because")), "stage")
+
+
+@pytest.mark.parametrize("policy", [Policy(t_min=6), Policy(a_min=6)])
+def test_too_few_for_the_policys_floors_abort_before_the_roster(policy: Policy) -> None:
+    whole = Rig(n=6, policy=policy)
+    whole.run()
+    assert whole.group.roster is not None
+    assert (whole.group.roster.t, whole.group.roster.a_min) == (max(5, policy.t_min), max(4, policy.a_min))
+    assert whole.group.stage is GroupStage.SUMMING
+    short = Rig(n=6, policy=policy, silent={"pi-3"})
+    short.run()
+    assert short.group.aborted is not None
+    assert (short.group.aborted.cause, short.group.roster) == ("too-few-joined", None)

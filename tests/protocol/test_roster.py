@@ -241,6 +241,21 @@ def test_the_policys_a_min_counts() -> None:
     assert roster.required(10, Policy(a_min=5)) == (7, 6)
 
 
+def test_the_policys_t_min_counts() -> None:
+    bench = Bench(Policy(t_min=6))
+    bench.refused("roster")
+    assert bench.check(t=6).t == 6
+    assert roster.required(6, Policy(t_min=6)) == (6, 4)
+    assert roster.required(10, Policy(t_min=6)) == (7, 6)
+
+
+@pytest.mark.parametrize("policy", [Policy(t_min=7), Policy(a_min=7)])
+def test_a_roster_that_cannot_reach_a_floor(policy: Policy) -> None:
+    bench = Bench(policy)
+    bench.refused("roster", t=7)
+    bench.refused("roster", a_min=7)
+
+
 def test_a_roster_for_another_manifest(bench: Bench) -> None:
     bench.refused("manifest", manifest=bytes(32))
 

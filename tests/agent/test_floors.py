@@ -1,0 +1,130 @@
+"""The operator's floors at a real agent: what lies below one is refused, and no mark on the disk has moved.
+
+Messages go the way that they always go: a signed OPEN or ROSTER is published, the agent hears it, and its database is
+compared before and after.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agent.world import BUNDLE, OPEN_TOPIC, World, blob_of
+from tests.protocol.rig import FLEET, TASK, make_manifest, sign_open
+
+from covey_agent.blobs import BlobStore
+from covey_protocol import model, topics
+from covey_protocol.model import Weights
+from covey_protocol.policy import Policy
+
+Make = Callable[[Policy], World]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Make a world whose agent holds a policy; its aggregator keeps to none."""
+    worlds: list[World] = []
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+
+        def world(policy: Policy) -> World:
+            worlds.append(World(Path(folder), rules=policy))
+            worlds[-1].open_epoch()
+            BlobStore(worlds[-1].home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+            return worlds[-1]
+
+        yield world
+        for each in worlds:
+            each.store.close()
+
+
+def manifest_of(world: World, weights: Weights | None = None, task: str = TASK, **changes: Any) -> bytes:
+    fields = {
+        "bundle": blob_of(BUNDLE.encode()),
+        "model": world.serve(model.to_bytes(world.weights if weights is None else weights)),
+        "epoch": world.grouping.epoch,
+    }
+    return sign_open(make_manifest(BUNDLE.dimension, **{"n_max": 10, **fields, **changes}), task=task)
+
+
+STRICT = Policy(n_min=5, t_min=5, a_min=5, sketch_max=16)
+NOISY = Policy(noise_min=0.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "cause"),
+    [
+        (STRICT, {"n_min": 4}, "policy"),
+        (Policy(t_min=9), {"n_max": 8}, "policy"),
+        (Policy(a_min=9), {"n_max": 8}, "policy"),
+        (STRICT, {"n_min": 5, "masking": False}, "policy"),
+        (STRICT, {"n_min": 5, "sketch": 17}, "policy"),
+        (STRICT, {"n_min": 5, "sketch": 16}, "unsupported"),
+        (NOISY, {}, "policy"),
+        (NOISY, {"noise": 0.49}, "policy"),
+        (NOISY, {"noise": 0.5}, "unsupported"),
+    ],
+)
+def test_a_manifest_below_a_floor_moves_no_mark(
+    make: Make, policy: Policy, changes: dict[str, Any], cause: str
+) -> None:
+    world = make(policy)
+    before = world.store.marks()
+    world.say(OPEN_TOPIC, manifest_of(world, **changes))
+    world.settle()
+    assert world.agent.refusals.counts == {cause: 1}
+    assert world.said(topics.JOIN) == []
+    assert world.store.marks() == before
+    world.say(OPEN_TOPIC, manifest_of(world, n_min=5))
+    world.settle()
+    assert len(world.said(topics.JOIN)) == (policy is not NOISY)  # the agent itself is well
+
+
+@pytest.mark.parametrize("policy", [Policy(t_min=5), Policy(a_min=5), Policy(t_min=6), Policy(a_min=6)])
+def test_a_roster_below_a_floor_moves_no_mark(make: Make, policy: Policy) -> None:
+    world = make(policy)
+    before = marks_when(world, topics.ROSTER)
+    world.open_round()  # its aggregator gives five members t = 4 and a_min = 4
+    assert world.agent.refusals.counts == {"roster": 1}
+    assert before == [world.store.marks()]
+    assert world.said(topics.SHARES) == []
+
+
+def test_a_new_task_does_not_reset_the_models_that_were_masked_for(make: Make) -> None:
+    world = make(Policy())
+    world.open_round()
+    world.close_round()
+    spent = world.store.marks()
+    world.say(topics.pub(FLEET, topics.OPEN, "other"), manifest_of(world, BUNDLE.weights, task="other"))
+    world.settle()
+    assert world.agent.refusals.counts == {"spent-model": 1}
+    assert world.store.marks() == spent
+
+
+def test_a_new_task_does_not_reset_exposure(make: Make) -> None:
+    world = make(Policy(exposure_max=1))
+    world.open_round()
+    world.close_round()
+    before = marks_when(world, topics.SURVIVORS)
+    del world.peers["pi-4"]
+    world.open_round(task="other")
+    world.late()
+    assert world.agent.refusals.counts["exposure"] == 1
+    assert before == [world.store.marks()]
+    assert len(world.said(topics.SURVIVORS)) == 1  # of the first task
+
+
+def marks_when(world: World, kind: str) -> list[dict[str, bytes]]:
+    """Return a list that gets the agent's marks whenever a message of a kind is about to reach it."""
+    seen: list[dict[str, bytes]] = []
+
+    def look(topic: str, payload: bytes) -> bytes:
+        if topics.parse(topic).kind == kind:
+            seen.append(world.store.marks())
+        return payload
+
+    world.tamper = look
+    return seen
