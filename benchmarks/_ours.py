@@ -132,9 +132,8 @@ class Share:
                 roster=ROSTER,
                 dealer=self._me.name,
                 receiver=other.name,
-                secret=secrets.sharing,
                 public=other.share_key,
-                nonce=os.urandom(sharing.NONCE_BYTES),
+                ephemeral=os.urandom(sharing.EPHEMERAL_BYTES),
             )
             for other in self._others
         ]
@@ -148,8 +147,8 @@ class Share:
                 roster=ROSTER,
                 dealer=self._me.name,
                 receiver=other.name,
+                public=other.share_key,
                 secret=other.secrets.sharing,
-                public=self._me.share_key,
             )
             for other, entry in zip(self._others, result, strict=True)
         }

@@ -157,4 +157,15 @@ class RoundRun:
                 self.reached_masking |= group.stage is GroupStage.MASKING
 
 
-ROUND_KINDS = frozenset({topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK, topics.DECLINE})
+ROUND_KINDS = frozenset(
+    {
+        topics.JOIN,
+        topics.SHARES,
+        topics.COMPLAINT,
+        topics.ANSWER,
+        topics.MASKED,
+        topics.SURVIVORS,
+        topics.UNMASK,
+        topics.DECLINE,
+    }
+)

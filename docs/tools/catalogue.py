@@ -12,12 +12,16 @@ from typing import Literal
 from covey_protocol import topics
 from covey_protocol.messages import (
     Abort,
+    Answer,
     Close,
     Commitment,
     Commitments,
+    Complaint,
+    Complaints,
     Consent,
     Dealt,
     Decline,
+    EphemeralKeys,
     EpochList,
     Groups,
     Have,
@@ -117,6 +121,17 @@ CATALOGUE = (
         bound=ROSTER,
         place="round",
     ),
+    Entry(
+        *("up", topics.COMPLAINT, Complaint, "A device cannot use what some dealers have sent it."),
+        bound=ROSTER,
+        place="round",
+    ),
+    Entry(
+        *("up", topics.ANSWER, Answer, "A dealer opens the entries that were complained of, sealed to the aggregator."),
+        bound=ROSTER,
+        place="round",
+        inside=EphemeralKeys,
+    ),
     Entry("up", topics.MASKED, None, "The masked vector itself, in pieces.", id="transfer"),
     Entry(
         *("up", topics.SURVIVORS, Consent, "A device's one signature on the set U for this model."),
@@ -137,6 +152,11 @@ CATALOGUE = (
     Entry("up", topics.WANT, Want, "A device asks for the pieces of a blob that it lacks."),
     Entry(
         *("down", topics.DEALT, Dealt, "The list D with everybody's signed leaves, and this device's own entries."),
+        bound=ROSTER,
+        place="round",
+    ),
+    Entry(
+        *("down", topics.COMPLAINT, Complaints, "Complaints about this device's shares, as they were signed."),
         bound=ROSTER,
         place="round",
     ),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from covey_protocol import envelope, identity, masking, prg, ring, roster, shamir, sharing, topics
 from covey_protocol.certificates import LEAVES, check_certificate, check_leaves, check_survivors
+from covey_protocol.complaints import Answers
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
@@ -25,11 +26,15 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
 from covey_protocol.messages import (
     Abort,
+    Answer,
     Blob,
     Close,
+    Complaint,
+    Complaints,
     Consent,
     Dealt,
     Decline,
+    EphemeralKeys,
     Join,
     Leaves,
     Masked,
@@ -82,6 +87,7 @@ class DeviceRound:
         self._roster: CheckedRoster | None = None
         self._own_shares: tuple[bytes, bytes] | None = None
         self._leaves = b""
+        self._answers: Answers | None = None
         self._dealt: tuple[Member, ...] = ()
         self._dealt_digest = b""
         self._held: dict[str, sharing.Shares] = {}
@@ -143,6 +149,7 @@ class DeviceRound:
         handlers = {
             topics.ROSTER: self._on_roster,
             topics.DEALT: self._on_dealt,
+            topics.COMPLAINT: self._on_complaint,
             topics.SURVIVORS: self._on_survivors,
             topics.UNMASK: self._on_unmask,
             topics.CLOSE: self._on_close,
@@ -153,7 +160,7 @@ class DeviceRound:
         message = self.opened.matches(data)
         self._machine.require(kind)
         bound = self._roster.digest if self._roster else b""
-        recipient = self.name if kind == topics.DEALT else ""
+        recipient = self.name if kind in topics.DOWN_KINDS else ""
         if kind in (topics.CLOSE, topics.ABORT):
             bound = b"" if kind == topics.CLOSE else self._grouping.digest()
         context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound, recipient)
@@ -181,7 +188,7 @@ class DeviceRound:
 
     def _forget(self) -> None:
         if self.finished:
-            self._secrets, self._own_shares, self._held = None, None, {}
+            self._secrets, self._own_shares, self._answers, self._held = None, None, None, {}
 
     def trained(self, update: NDArray[np.float32], metrics: Metrics) -> list[Effect]:
         """Clip, round, mask and sign the update of local training.
@@ -238,30 +245,26 @@ class DeviceRound:
         polynomial = shamir.ENTROPY_BYTES * (t - 1)
         masking_shares = shamir.split(secrets.masking, n, t, self._entropy(polynomial))
         self_mask_shares = shamir.split(secrets.self_mask, n, t, self._entropy(polynomial))
+        peers = [member for member in checked.members if member.name != self.name]
+        ephemeral = {peer.name: self._entropy(sharing.EPHEMERAL_BYTES) for peer in peers}
         entries = {
-            member.name: sharing.seal(
-                sharing.Shares(masking_shares[member.place], self_mask_shares[member.place]),
+            peer.name: sharing.seal(
+                sharing.Shares(masking_shares[peer.place], self_mask_shares[peer.place]),
                 roster=checked.digest,
                 dealer=self.name,
-                receiver=member.name,
-                secret=secrets.sharing,
-                public=member.join.share_key,
-                nonce=self._entropy(sharing.NONCE_BYTES),
+                receiver=peer.name,
+                public=peer.join.share_key,
+                ephemeral=ephemeral[peer.name],
             )
-            for member in checked.members
-            if member.name != self.name
+            for peer in peers
         }
         leaves = [entries[m.name].leaf() if m.name in entries else b"" for m in checked.members]
-        self._roster = checked
+        self._roster, self._answers = checked, Answers(self.name, ephemeral)
         mine = self._me().place
         self._own_shares = (masking_shares[mine], self_mask_shares[mine])
         self._leaves = self._sign(LEAVES, Leaves(leaves=leaves), checked.digest)
         body_out = Shares(leaves=self._leaves, entries=[(name, entry.array()) for name, entry in entries.items()])
-        marks: list[Effect] = [
-            self._ledger.saw_peer(member.name, member.join.sequence)
-            for member in checked.members
-            if member.name != self.name
-        ]
+        marks: list[Effect] = [self._ledger.saw_peer(peer.name, peer.join.sequence) for peer in peers]
         for member in checked.members:
             marks += self._ledger.pin(member.token, member.key)
         rostered = self._ledger.rostered(self.opened.task, checked.digest)
@@ -277,7 +280,8 @@ class DeviceRound:
         if signed.get(self.name) != self._leaves:
             raise RefusedError("the list D holds other leaves of this device than it signed", cause="dealt")
         entries = {name: Entry(*array) for name, array in message.entries}
-        place, held, notes = self._me().place, {}, []
+        place, held = self._me().place, {}
+        bad: dict[str, str] = {}
         for dealer in dealers:
             if dealer.name == self.name:
                 continue
@@ -291,14 +295,28 @@ class DeviceRound:
                     roster=current.digest,
                     dealer=dealer.name,
                     receiver=self.name,
+                    public=self._me().join.share_key,
                     secret=secrets.sharing,
-                    public=dealer.join.share_key,
                 )
             except PeerError as error:
-                notes.append(Note("bad-share", str(error)))
+                bad[dealer.name] = str(error)
         self._dealt, self._held = tuple(dealers), held
         self._dealt_digest = roster.dealt_digest(message.dealt)
-        return list(notes)
+        if not bad:
+            return []
+        complaint = self._sign(topics.COMPLAINT, Complaint(dealers=list(bad)), current.digest)
+        return [*(Note("bad-share", reason) for reason in bad.values()), Send(topics.COMPLAINT, complaint)]
+
+    def _on_complaint(self, body: bytes) -> list[Effect]:
+        """Show the aggregator the entries that peers complain of, each to its own receiver's account."""
+        assert self._answers is not None
+        complaints = read(Complaints, body).complaints
+        keys = self._answers.answer(complaints, roster=self._current(), opened=self.opened, fleet=self._trust.fleet)
+        plain = write(EphemeralKeys(keys=keys))
+        sealed = seal_anonymously(plain, self.opened.manifest.sealing_key, self._entropy(32))
+        answer = self._sign(topics.ANSWER, Answer(sealed=sealed), self._current().digest)
+        named = ", ".join(name for name, _ in keys)
+        return [Note("complaint", f"answered a complaint of {named}"), Send(topics.ANSWER, answer)]
 
     def _on_survivors(self, body: bytes) -> list[Effect]:
         current = self._current()

@@ -7,18 +7,34 @@ exactly the survivors its members signed for, or aborted with its reason.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from nacl.signing import SigningKey
 
 from covey_protocol import envelope, roster, topics
 from covey_protocol.certificates import check_leaves, read_consent, read_masked
+from covey_protocol.complaints import ComplaintBook, check_complaint
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import RefusedError, StaleError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Abort, Dealt, Decline, Reveal, RevealedShares, Roster, Shares, Survivors, Unmask
+from covey_protocol.messages import (
+    Abort,
+    Answer,
+    Complaints,
+    Dealt,
+    Decline,
+    EphemeralKeys,
+    Reveal,
+    RevealedShares,
+    Roster,
+    Shares,
+    Survivors,
+    Unmask,
+)
 from covey_protocol.payload import Payload, read, write
 from covey_protocol.prg import Ring
 from covey_protocol.ring import METRICS
@@ -27,6 +43,9 @@ from covey_protocol.round_table import GROUP_TABLE, GroupStage
 from covey_protocol.sealing import open_sealed
 from covey_protocol.sharing import Entry
 from covey_protocol.unmasking import Revealed, check_reveal, unmask_sum
+
+COMPLAINING = frozenset({GroupStage.MASKING, GroupStage.SIGNING, GroupStage.UNMASKING})
+"""From the moment at which members have their shares to the moment at which the shares are needed."""
 
 
 class GroupRound:
@@ -73,6 +92,7 @@ class GroupRound:
         self.declined: dict[str, str] = {}
         self.aborted: Abort | None = None
         self.causers: frozenset[str] = frozenset()
+        self.complaints = ComplaintBook()
 
     @property
     def stage(self) -> GroupStage:
@@ -107,18 +127,20 @@ class GroupRound:
         """
         if kind == topics.DECLINE:
             return [*self._on_decline(name, self.opened.matches(data)), *self._go_on(now)]
-        stages = {
-            topics.JOIN: (GroupStage.JOINING, self._on_join),
-            topics.SHARES: (GroupStage.SHARING, self._on_shares),
-            topics.MASKED: (GroupStage.MASKING, self._on_masked),
-            topics.SURVIVORS: (GroupStage.SIGNING, self._on_consent),
-            topics.UNMASK: (GroupStage.UNMASKING, self._on_reveal),
+        rows = {
+            topics.JOIN: ({GroupStage.JOINING}, self._on_join),
+            topics.SHARES: ({GroupStage.SHARING}, self._on_shares),
+            topics.MASKED: ({GroupStage.MASKING}, self._on_masked),
+            topics.SURVIVORS: ({GroupStage.SIGNING}, self._on_consent),
+            topics.UNMASK: ({GroupStage.UNMASKING}, self._on_reveal),
+            topics.COMPLAINT: (COMPLAINING, self._on_complaint),
+            topics.ANSWER: (COMPLAINING, self._on_answer),
         }
-        if kind not in stages:
+        if kind not in rows:
             raise RefusedError(f"{kind} is no message of a round", cause="kind")
-        stage, handler = stages[kind]
+        stages, handler = rows[kind]
         message = self.opened.matches(data)
-        if self.stage is not stage:
+        if self.stage not in stages:
             raise StaleError(f"{kind} from {name!r} in stage {self.stage}", cause="stage")
         if kind == topics.JOIN:
             return [*self._on_join(name, data), *self._go_on(now)]
@@ -168,7 +190,7 @@ class GroupRound:
             roster=self.roster,
             dealt=self.dealt,
             survivors=self.survivors,
-            revealed=self._revealed,
+            revealed=self._shares_held(),
             opened=self.opened,
             fleet=self._trust.fleet,
         )
@@ -179,9 +201,9 @@ class GroupRound:
         self._machine.advance(topics.CLOSE)
         self._forget()
 
-    def abort(self, cause: str, reason: str) -> list[Effect]:
-        """End without a sum and say why."""
-        self.causers = frozenset(self._silent())
+    def abort(self, cause: str, reason: str, causers: Iterable[str] = ()) -> list[Effect]:
+        """End without a sum and say why; ``causers`` are those at fault, else it is who did not answer."""
+        self.causers = frozenset(causers) or frozenset(self._silent())
         self._machine.advance(topics.ABORT)
         self._forget()
         self.aborted = Abort(cause=cause, reason=reason)
@@ -196,7 +218,13 @@ class GroupRound:
         quorum = self.roster.t if self.roster else 0
         if self.finished:
             return []
-        if self.stage is GroupStage.SIGNING:
+        hopeless = self.complaints.unrestorable(self.dealt, quorum, proven=True)
+        if hopeless:
+            return self.abort("bad-shares", "; ".join(hopeless.values()), hopeless)
+        if self.stage is GroupStage.MASKING:
+            # An answer that is on its way may still save the round.
+            enough = not self.awaited() and not self.complaints.unrestorable(self.dealt, quorum, proven=False)
+        elif self.stage is GroupStage.SIGNING:
             enough = len(self._consents) >= quorum or not self.awaited()
         elif self.stage is GroupStage.UNMASKING:
             enough = (len(self._revealed) >= quorum and self._restorable()) or not self.awaited()
@@ -306,11 +334,7 @@ class GroupRound:
         effects: list[Effect] = []
         for receiver in dealers:
             column = [(name, self._shares[name][1][receiver].array()) for name in dealers if name != receiver]
-            context = self.opened.context(
-                self._trust.fleet, topics.DEALT, AGGREGATOR, current.digest, recipient=receiver
-            )
-            data = envelope.sign(write(Dealt(dealt=dealt, entries=column)), context, self._key)
-            effects.append(Deliver(receiver, topics.DEALT, data))
+            effects.append(self._deliver(receiver, topics.DEALT, Dealt(dealt=dealt, entries=column)))
         return effects
 
     def _on_masked(self, name: str, data: bytes) -> list[Effect]:
@@ -335,8 +359,35 @@ class GroupRound:
         self._masked[name] = (data, masked.vector.digest)
         return [Expect(name, masked.vector.digest, masked.vector.bytes)]
 
+    def _on_complaint(self, name: str, data: bytes) -> list[Effect]:
+        """Pass a complaint on to the dealers it names."""
+        current = self._current()
+        sender = current.member(name)
+        assert sender is not None
+        dealers = check_complaint(data, sender, roster=current, opened=self.opened, fleet=self._trust.fleet)
+        if name not in self.dealt or not set(dealers) <= set(self.dealt):
+            raise RefusedError(f"{name!r} complains of shares that were not dealt", cause="complaint")
+        new = self.complaints.file(name, dealers)
+        if not new:
+            raise StaleError(f"{name!r} has complained already", cause="repeated")
+        effects: list[Effect] = [Note("bad-share", f"{name} cannot use the shares of {', '.join(new)}")]
+        relayed = Complaints(complaints=[(name, data)])
+        return effects + [self._deliver(dealer, topics.COMPLAINT, relayed) for dealer in new]
+
+    def _on_answer(self, name: str, data: bytes) -> list[Effect]:
+        secret, public = self._sealing
+        sealed = read(Answer, envelope.parse(data).payload).sealed
+        keys = read(EphemeralKeys, open_sealed(sealed, public, secret)).keys
+        if name not in self.dealt:
+            raise RefusedError(f"{name!r} did not deal", cause="complaint")
+        verdicts = self.complaints.judge(name, keys, roster=self._current(), entries=self._shares[name][1])
+        return [Note("blamed", f"group {self.grouping.group}: {who}: {why}") for who, why in verdicts]
+
     def _publish_survivors(self) -> list[Effect]:
         current = self._current()
+        hopeless = self.complaints.unrestorable(self.dealt, current.t, proven=False)
+        if hopeless:
+            return self.abort("bad-shares", "; ".join(hopeless.values()), hopeless)
         survivors = [name for name in self.dealt if name in self._arrived]
         if len(survivors) < current.a_min:
             return self.abort("too-few-survivors", f"{len(survivors)} masked vectors arrived, a_min is {current.a_min}")
@@ -377,24 +428,35 @@ class GroupRound:
         shares = read(RevealedShares, open_sealed(sealed, public, secret))
         entries = {dealer: held for dealer, (_, held) in self._shares.items()}
         self._revealed[name] = check_reveal(
-            shares, name, roster=self._current(), dealt=self.dealt, survivors=self.survivors, entries=entries
+            shares,
+            name,
+            roster=self._current(),
+            dealt=self.dealt,
+            survivors=self.survivors,
+            entries=entries,
+            excused=self.complaints.excused(name),
         )
         return []
+
+    def _shares_held(self) -> dict[str, Revealed]:
+        return self.complaints.complete(self._revealed, self.survivors)
 
     def _restorable(self) -> bool:
         """Whether every secret that is needed has t shares."""
         needed = self._current().t
         for name in self.dealt:
             kind = "self_mask" if name in self.survivors else "masking"
-            if sum(name in getattr(revealed, kind) for revealed in self._revealed.values()) < needed:
+            if sum(name in getattr(held, kind) for held in self._shares_held().values()) < needed:
                 return False
         return True
 
     def _finish(self) -> list[Effect]:
-        if len(self._revealed) < self._current().t or not self._restorable():
-            return self.abort(
-                "too-few-revealed", f"{len(self._revealed)} members revealed shares, t is {self._current().t}"
-            )
+        quorum = self._current().t
+        if len(self._revealed) < quorum or not self._restorable():
+            hopeless = self.complaints.unrestorable(self.dealt, quorum, proven=False)
+            if hopeless:
+                return self.abort("bad-shares", "; ".join(hopeless.values()), hopeless)
+            return self.abort("too-few-revealed", f"{len(self._revealed)} members revealed shares, t is {quorum}")
         self._machine.advance("sum")
         return []
 
@@ -405,6 +467,10 @@ class GroupRound:
     def _current(self) -> CheckedRoster:
         assert self.roster is not None
         return self.roster
+
+    def _deliver(self, device: str, kind: str, body: Payload) -> Deliver:
+        context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, self._current().digest, recipient=device)
+        return Deliver(device, kind, envelope.sign(write(body), context, self._key))
 
     def _publish(self, kind: str, body: Payload, bound: bytes) -> Publish:
         context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound)

@@ -202,6 +202,30 @@ class Dealt(Payload, frozen=True, kw_only=True):
     entries: Annotated[list[tuple[Name, EntryArray]], msgspec.Meta(max_length=ROSTER_MAX)]
 
 
+class Complaint(Payload, frozen=True, kw_only=True):
+    """COMPLAINT: the entries of these dealers, which they signed, do not open or are not what they committed to."""
+
+    dealers: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=ROSTER_MAX)]
+
+
+class Complaints(Payload, frozen=True, kw_only=True):
+    """COMPLAINT, to a dealer: complaints that name it, as their senders signed them."""
+
+    complaints: SignedList
+
+
+class Answer(Payload, frozen=True, kw_only=True):
+    """ANSWER: a dealer's ephemeral keys, sealed to the manifest's key."""
+
+    sealed: Annotated[bytes, msgspec.Meta(max_length=16 * 1024)]
+
+
+class EphemeralKeys(Payload, frozen=True, kw_only=True):
+    """Inside an answer: for each receiver the secret key that its entry was made with."""
+
+    keys: Annotated[list[tuple[Name, Key]], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
 class Masked(Payload, frozen=True, kw_only=True):
     """MASKED: a device commits to its masked vector, which follows as a transfer."""
 

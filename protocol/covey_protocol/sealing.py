@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from nacl.bindings import crypto_box_easy, crypto_box_seal_open, crypto_scalarmult_base
+from nacl.bindings import (
+    crypto_box_easy,
+    crypto_box_open_easy,
+    crypto_box_PUBLICKEYBYTES,
+    crypto_box_seal_open,
+    crypto_scalarmult_base,
+)
 from nacl.encoding import RawEncoder
 from nacl.exceptions import CryptoError
 from nacl.hash import blake2b
@@ -24,9 +30,8 @@ def seal_anonymously(plaintext: bytes, public: bytes, entropy: bytes) -> bytes:
         RefusedError: The public key is of low order.
     """
     ephemeral = crypto_scalarmult_base(entropy)
-    nonce = blake2b(ephemeral + public, digest_size=_NONCE_BYTES, encoder=RawEncoder)
     try:
-        return ephemeral + crypto_box_easy(plaintext, nonce, public, entropy)
+        return ephemeral + crypto_box_easy(plaintext, _nonce(ephemeral, public), public, entropy)
     except (CryptoError, RuntimeError) as error:
         raise RefusedError("the sealing key is of low order", cause="low-order-key") from error
 
@@ -41,3 +46,27 @@ def open_sealed(sealed: bytes, public: bytes, secret: bytes) -> bytes:
         return crypto_box_seal_open(sealed, public, secret)
     except (CryptoError, RuntimeError, ValueError, TypeError) as error:
         raise RefusedError("a sealed box does not open", cause="sealed") from error
+
+
+def reopen_sealed(sealed: bytes, public: bytes, entropy: bytes) -> bytes:
+    """Open a sealed box with the ephemeral key it was made with, as its sender can for all to see.
+
+    Args:
+        sealed: The box.
+        public: The key it was sealed for.
+        entropy: The ephemeral secret key.
+
+    Raises:
+        RefusedError: It was not made with this key, or does not open with it.
+    """
+    ephemeral, box = sealed[:crypto_box_PUBLICKEYBYTES], sealed[crypto_box_PUBLICKEYBYTES:]
+    if crypto_scalarmult_base(entropy) != ephemeral:
+        raise RefusedError("a sealed box was made with another key", cause="sealed")
+    try:
+        return crypto_box_open_easy(box, _nonce(ephemeral, public), public, entropy)
+    except (CryptoError, RuntimeError, ValueError, TypeError) as error:
+        raise RefusedError("a sealed box does not open", cause="sealed") from error
+
+
+def _nonce(ephemeral: bytes, public: bytes) -> bytes:
+    return blake2b(ephemeral + public, digest_size=_NONCE_BYTES, encoder=RawEncoder)

@@ -1,24 +1,23 @@
 """Encrypted shares and their commitments.
 
-A dealer sends each peer two shares (of its masking secret and of its self-mask) in one ``Box`` under both ends' fresh
-sharing keys. ``Box`` is symmetric, so the plaintext names roster, dealer and receiver: a reflected or relocated
-ciphertext is refused. For every receiver the dealer signs one *leaf*, a digest over ciphertext and the two share
-commitments; a leaf list goes to everyone, an entry only to its receiver, so traffic stays at 32 bytes a pair plus one
-entry a peer. When a share is revealed later, its commitment tells whether dealer or revealer lied.
+A dealer sends each peer two shares (of its masking secret and of its self-mask) in one sealed box for the peer's fresh
+sharing key. The plaintext names roster, dealer and receiver, so a relocated ciphertext is refused. For every receiver
+the dealer signs one *leaf*, a digest over ciphertext and the two share commitments; a leaf list goes to everyone, an
+entry only to its receiver, so traffic stays at 32 bytes a pair plus one entry a peer. When a share is revealed later,
+its commitment tells whether dealer or revealer lied. When a receiver says that its entry does not open, the dealer
+shows the ephemeral key that it made this one box with, and everybody sees who lied (``complaints``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nacl.bindings import crypto_box_easy, crypto_box_open_easy
-from nacl.exceptions import CryptoError
-
 from covey_protocol import cbor, shamir
 from covey_protocol.digest import digest
 from covey_protocol.errors import MalformedError, RefusedError
+from covey_protocol.sealing import open_sealed, reopen_sealed, seal_anonymously
 
-NONCE_BYTES = 24
+EPHEMERAL_BYTES = 32
 _MASKING, _SELF_MASK = "masking", "self-mask"
 _PLAINTEXT_MAX = 512
 
@@ -64,9 +63,7 @@ def self_mask_commitment(share: bytes, roster: bytes, dealer: str, receiver: str
     return commit(share, _SELF_MASK, roster, dealer, receiver)
 
 
-def seal(
-    shares: Shares, *, roster: bytes, dealer: str, receiver: str, secret: bytes, public: bytes, nonce: bytes
-) -> Entry:
+def seal(shares: Shares, *, roster: bytes, dealer: str, receiver: str, public: bytes, ephemeral: bytes) -> Entry:
     """Encrypt two shares for one receiver.
 
     Args:
@@ -74,17 +71,16 @@ def seal(
         roster: Digest of the roster they belong to.
         dealer: Name of the sender.
         receiver: Name of the receiver.
-        secret: The dealer's X25519 sharing key.
         public: The receiver's public sharing key.
-        nonce: 24 fresh random bytes.
+        ephemeral: 32 fresh uniform bytes, the secret key of this box alone; whoever has it can open the entry.
 
     Raises:
         RefusedError: The receiver's key is of low order.
     """
     plaintext = cbor.encode([roster, dealer, receiver, shares.masking, shares.self_mask])
     try:
-        ciphertext = nonce + crypto_box_easy(plaintext, nonce, public, secret)
-    except (CryptoError, RuntimeError) as error:
+        ciphertext = seal_anonymously(plaintext, public, ephemeral)
+    except RefusedError as error:
         raise RefusedError(f"sharing key of {receiver!r} is of low order", cause="low-order-key") from error
     return Entry(
         ciphertext,
@@ -93,7 +89,7 @@ def seal(
     )
 
 
-def unseal(entry: Entry, *, roster: bytes, dealer: str, receiver: str, secret: bytes, public: bytes) -> Shares:
+def unseal(entry: Entry, *, roster: bytes, dealer: str, receiver: str, public: bytes, secret: bytes) -> Shares:
     """Decrypt an entry and hold it against its commitments.
 
     Args:
@@ -101,19 +97,45 @@ def unseal(entry: Entry, *, roster: bytes, dealer: str, receiver: str, secret: b
         roster: Digest of the roster it must belong to.
         dealer: The name it must come from.
         receiver: My own name.
-        secret: My X25519 sharing key.
-        public: The dealer's public sharing key.
+        public, secret: My X25519 sharing key pair.
 
     Raises:
         RefusedError: It does not decrypt, was meant for another place, or does not match its commitments; the message
             names the dealer.
     """
-    nonce, sealed = entry.ciphertext[:NONCE_BYTES], entry.ciphertext[NONCE_BYTES:]
     try:
-        plaintext = crypto_box_open_easy(sealed, nonce, public, secret)
-        decoded = cbor.decode(plaintext, max_bytes=_PLAINTEXT_MAX)
-    except (CryptoError, RuntimeError, ValueError, TypeError, MalformedError) as error:
+        plaintext = open_sealed(entry.ciphertext, public, secret)
+    except RefusedError as error:
         raise RefusedError(f"share from {dealer!r} does not decrypt", cause="share") from error
+    return _read(plaintext, entry, roster, dealer, receiver)
+
+
+def reopen(entry: Entry, *, roster: bytes, dealer: str, receiver: str, public: bytes, ephemeral: bytes) -> Shares:
+    """Decrypt an entry as its dealer can, with the key it was made with, for whoever has to judge it.
+
+    Args:
+        entry: As its dealer signed it.
+        roster: Digest of the roster it must belong to.
+        dealer: Who made it.
+        receiver: For whom.
+        public: The receiver's public sharing key.
+        ephemeral: The secret key that the dealer claims to have made it with.
+
+    Raises:
+        RefusedError: No receiver could have used this entry: the dealer's fault, who is named.
+    """
+    try:
+        plaintext = reopen_sealed(entry.ciphertext, public, ephemeral)
+    except RefusedError as error:
+        raise RefusedError(f"share from {dealer!r}: {error}", cause="share") from error
+    return _read(plaintext, entry, roster, dealer, receiver)
+
+
+def _read(plaintext: bytes, entry: Entry, roster: bytes, dealer: str, receiver: str) -> Shares:
+    try:
+        decoded = cbor.decode(plaintext, max_bytes=_PLAINTEXT_MAX)
+    except MalformedError as error:
+        raise RefusedError(f"share from {dealer!r} has a wrong form", cause="share") from error
     match decoded:
         case [bytes(at), str(sender), str(to), bytes(masking), bytes(self_mask)]:
             pass

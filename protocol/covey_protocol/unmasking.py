@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from covey_protocol import masking, prg, shamir, sharing
@@ -30,17 +30,28 @@ def check_reveal(
     dealt: Sequence[str],
     survivors: Sequence[str],
     entries: Mapping[str, Mapping[str, Entry]],
+    excused: Collection[str] = (),
 ) -> Revealed:
     """Hold a member's shares against what their dealers committed to.
 
     A dealer keeps the share of itself, to which there is no commitment; a wrong one shows when the secret is restored.
 
+    Args:
+        shares: What the revealer sent.
+        revealer: Its name.
+        roster, dealt, survivors: R ⊇ D ⊇ U.
+        entries: What each dealer committed to, by dealer and receiver.
+        excused: Dealers that the revealer has complained of, whose shares it need not have.
+
     Raises:
-        RefusedError: A share is of the wrong kind, or not the one that was dealt: the revealer's fault.
+        RefusedError: A share is of the wrong kind, missing, or not the one that was dealt: the revealer's fault.
     """
     revealed = Revealed(dict(shares.self_mask), dict(shares.masking))
     if not set(revealed.self_mask) <= set(survivors) or not set(revealed.masking) <= set(dealt) - set(survivors):
         raise RefusedError(f"{revealer!r} revealed shares of the wrong kind", cause="reveal")
+    missing = set(dealt) - set(revealed.self_mask) - set(revealed.masking) - set(excused)
+    if missing:
+        raise RefusedError(f"{revealer!r} keeps the shares of {sorted(missing)} to itself", cause="withheld")
     kinds = (
         (revealed.self_mask, sharing.self_mask_commitment, "self_mask_commitment"),
         (revealed.masking, sharing.masking_commitment, "masking_commitment"),

@@ -16,7 +16,7 @@ from tests.protocol.rig import FLEET, SERVER, TASK, make_manifest, sign_open, si
 
 from covey_agent.blobs import BlobStore
 from covey_agent.trainer import Trainer, TrainResult
-from covey_protocol import envelope, masking, model, sharing, topics
+from covey_protocol import envelope, masking, model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import Piece, split
 from covey_protocol.digest import content_digest
@@ -600,8 +600,6 @@ def test_secrets_of_a_round_are_never_on_disk(fleet: World) -> None:
     def secrets() -> list[bytes]:
         found = []
         for entropy in fleet.entropy.given:
-            if len(entropy) == sharing.NONCE_BYTES:
-                continue  # travels beside what it encrypts
             found.append(entropy)
             if len(entropy) == ENTROPY:
                 made = masking.RoundSecrets.from_entropy(entropy)

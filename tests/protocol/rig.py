@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
 from covey_protocol import envelope, identity, prg, ring, roster, topics
+from covey_protocol.complaints import Answers, ComplaintBook
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.digest import digest
 from covey_protocol.effects import Deliver, Effect, Note, Publish, Remember, Send
@@ -330,6 +331,8 @@ def _frozen(value: object) -> object:
         return dict(value._pins)
     if isinstance(value, Machine):
         return value.state
+    if isinstance(value, Answers | ComplaintBook):
+        return _frozen(vars(value))
     if isinstance(value, Trust):
         return dict(value.pins._pins)
     if isinstance(value, dict):

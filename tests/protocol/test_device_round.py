@@ -26,6 +26,7 @@ from covey_protocol.messages import (
     Abort,
     Blob,
     Close,
+    Complaint,
     Consent,
     Dealt,
     Decline,
@@ -319,8 +320,8 @@ def test_shares_go_to_everybody_else_and_fit_their_leaves() -> None:
             roster=rig.bound(topics.SHARES, ME),
             dealer=ME,
             receiver=name,
+            public=masking.public_key(rig.devices[name]._secrets.sharing),  # type: ignore[union-attr]
             secret=rig.devices[name]._secrets.sharing,  # type: ignore[union-attr]
-            public=masking.public_key(secrets.sharing),
         )
         for name, array in shares.entries
     ]
@@ -438,8 +439,11 @@ def test_a_dealer_whose_share_does_not_open_is_noted_and_left_out() -> None:
     leaves = colluding_leaves(rig, OTHER, [garbage.leaf(), *true_leaves(true, OTHER)[1:]])
     entries = [*entries_without(true, OTHER), (OTHER, garbage.array())]
     body = Dealt(dealt=changed(list(true.dealt), OTHER, leaves), entries=entries)
-    (note,) = rig.devices[ME].receive(topics.DEALT, rig.serve(topics.DEALT, body, recipient=ME))
+    note, complaint = rig.devices[ME].receive(topics.DEALT, rig.serve(topics.DEALT, body, recipient=ME))
     assert isinstance(note, Note)
+    assert isinstance(complaint, Send)
+    assert complaint.kind == topics.COMPLAINT
+    assert read(Complaint, envelope.parse(complaint.data).payload).dealers == [OTHER]
     assert note.cause == "bad-share"
     assert repr(OTHER) in note.text
     assert set(rig.devices[ME]._held) == {"pi-2", "pi-3", "pi-4", "pi-5"}

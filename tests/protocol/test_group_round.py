@@ -495,32 +495,6 @@ def test_a_wrong_share_of_its_own_harms_nobody() -> None:
     closes_with(rig)
 
 
-def test_shares_held_by_too_few_abort_the_group() -> None:
-    # CHEAT deals garbage to three of six: its self-mask cannot be restored, however many answer.
-    def tampered(way: str, name: str, kind: str, data: bytes) -> bytes:
-        if (way, name, kind) != ("up", CHEAT, topics.SHARES):
-            return data
-        body = read(Shares, envelope.parse(data).payload)
-        leaves = list(read(Leaves, envelope.parse(body.leaves).payload).leaves)
-        garbage = Entry(b"x" * 50, bytes(32), bytes(32))
-        entries = [
-            (receiver, garbage.array() if receiver in ("pi-0", "pi-1", "pi-2") else array)
-            for receiver, array in body.entries
-        ]
-        leaves[:3] = [garbage.leaf()] * 3
-        return rig.say(
-            CHEAT, topics.SHARES, Shares(leaves=rig.say(CHEAT, LEAVES, Leaves(leaves=leaves)), entries=entries)
-        )
-
-    rig = Rig(n=6, on_wire=tampered)
-    rig.run()
-    assert rig.group.aborted is not None
-    assert rig.group.aborted.cause == "too-few-revealed"
-    notes = [note.text for note in rig.notes if note.cause == "bad-share"]
-    assert len(notes) == 3
-    assert all(repr(CHEAT) in text for text in notes)
-
-
 def test_a_dealer_of_another_self_mask_is_named() -> None:
     rig = Rig(n=6)
     deals_another(rig, "self_mask")

@@ -96,4 +96,13 @@ def test_a_device_unmasks_only_behind_a_signature_and_masks_only_behind_a_list()
     # No way back: nothing that happens once in a round can happen twice.
     order = list(DeviceStage)
     for state, row in DEVICE_TABLE.items():
-        assert all(order.index(target) > order.index(state) for target in row.values())
+        moves = {event: target for event, target in row.items() if event != topics.COMPLAINT}
+        assert all(order.index(target) > order.index(state) for target in moves.values())
+        assert row.get(topics.COMPLAINT, state) is state
+    # Shares can be complained of from when they were dealt to when they are used.
+    assert sources(topics.COMPLAINT) == {
+        DeviceStage.SHARED,
+        DeviceStage.DEALT,
+        DeviceStage.MASKED,
+        DeviceStage.SIGNED,
+    }

@@ -23,7 +23,17 @@ from covey_protocol import envelope, ring, topics
 from covey_protocol.effects import Deliver, Effect, Publish, Remember, Send
 from covey_protocol.errors import PeerError
 from covey_protocol.identity import AGGREGATOR
-from covey_protocol.messages import Consent, Reveal, RevealedShares, Survivors, Unmask
+from covey_protocol.messages import (
+    Answer,
+    Complaint,
+    Complaints,
+    Consent,
+    EphemeralKeys,
+    Reveal,
+    RevealedShares,
+    Survivors,
+    Unmask,
+)
 from covey_protocol.payload import read, write
 from covey_protocol.prg import Ring
 from covey_protocol.ring import Metrics
@@ -67,6 +77,8 @@ class NetworkModel(RuleBasedStateMachine):
             topics.MASKED: "masked",
             topics.SURVIVORS: "signed",
             topics.UNMASK: "unmask",
+            topics.COMPLAINT: "roster",
+            topics.ANSWER: "roster",
         }[effect.kind]
         assert f"{name}/{mark}" in self.marked, f"{effect.kind} left {name} before its mark"
         if effect.kind == topics.SURVIVORS:
@@ -176,6 +188,7 @@ class LyingServer(RuleBasedStateMachine):
         self.consents: dict[bytes, dict[str, bytes]] = {}
         self.sets: dict[bytes, tuple[str, ...]] = {}
         self.revealed: list[tuple[str, RevealedShares]] = []
+        self.shown: dict[str, set[str]] = {name: set() for name in self.honest}  # dealer → receivers of opened entries
 
     def watch(self, way: str, name: str, kind: str, data: bytes) -> bytes:
         if way == "up" and kind == topics.MASKED:
@@ -253,6 +266,27 @@ class LyingServer(RuleBasedStateMachine):
             everything = {n: d for signed in self.consents.values() for n, d in signed.items()}
             self.ask(everything, [name])
 
+    @rule(data=st.data())
+    def complain(self, data: st.DataObject) -> None:
+        """Bring complaints of colluders, and made-up ones of others, to any dealer, as many as it likes."""
+        dealer = data.draw(st.sampled_from(self.honest))
+        complaints = []
+        for member in self.roster.members:
+            if member.name == dealer or not data.draw(st.booleans()):
+                continue
+            signer = signing_key(member.name) if member.name in self.bad else SERVER
+            context = self.rig.opened.context(FLEET, topics.COMPLAINT, member.name, self.roster.digest)
+            complaints.append((member.name, envelope.sign(write(Complaint(dealers=[dealer])), context, signer)))
+        context = self.rig.opened.context(FLEET, topics.COMPLAINT, AGGREGATOR, self.roster.digest, dealer)
+        message = envelope.sign(write(Complaints(complaints=complaints)), context, SERVER)
+        try:
+            effects = self.rig.devices[dealer].receive(topics.COMPLAINT, message)
+        except PeerError:
+            return
+        sealed = next(read(Answer, envelope.parse(e.data).payload).sealed for e in effects if isinstance(e, Send))
+        keys = read(EphemeralKeys, open_sealed(sealed, self.rig.opened.manifest.sealing_key, SEALING)).keys
+        self.shown[dealer] |= {receiver for receiver, _ in keys}
+
     @rule(data=st.data(), size=st.integers(1, 3))
     def shrink(self, data: st.DataObject, size: int) -> None:
         """Show everybody the same set, too small to hide anybody."""
@@ -272,12 +306,14 @@ class LyingServer(RuleBasedStateMachine):
         for _, shares in self.revealed:
             for dealer, _share in getattr(shares, kind):
                 counts[dealer] = counts.get(dealer, 0) + 1
-        return {name for name in self.honest if counts.get(name, 0) + len(self.bad) >= self.roster.t}
+        known = {name: len(self.bad | self.shown[name]) for name in self.honest}
+        return {name for name in self.honest if counts.get(name, 0) + known[name] >= self.roster.t}
 
     @invariant()
     def nothing_beyond_one_sum(self) -> None:
         if not hasattr(self, "revealed"):
             return
+        assert all(receivers <= self.bad for receivers in self.shown.values()), "an entry of an honest pair was opened"
         self_masks, masking = self.restorable("self_mask"), self.restorable("masking")
         assert not self_masks & masking, "both secrets of an honest member can be restored"
         if self_masks:
