@@ -168,6 +168,8 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
     kinds = {topics.parse(topic).kind for topic, _ in run.heard}
     assert kinds >= (topics.UP_KINDS | topics.PUB_KINDS | topics.DOWN_KINDS) - {
         topics.WANT,
+        topics.COMPLAINT,
+        topics.ANSWER,
         topics.DECLINE,
         topics.HAVE,
         topics.ABORT,
