@@ -1,53 +1,169 @@
 """Who makes groups abort, and who therefore sits out the next groupings.
 
 An abort costs everybody in the group a round, and every new grouping costs privacy, so neither may be had for the
-asking: one abort changes nothing, a group that aborts twice in a row is regrouped, and then without those whose
-answers were missing in more than one abort. They come back after a while: a flaky link is no crime.
+asking, and honest devices on flaky links must not be taken for refusers. So the record of a device counts *strikes*:
+aborts of its group in which its answer was missing, since it last did its part to the end. A finished round clears
+them, and time does too. Honest devices that miss a fifth of their rounds hardly ever get to three; refusers, who never
+finish, do after a few aborts of their groups, in whatever stage they refuse.
+
+- A group *falls* when it has aborted twice in a row and holds a member with three strikes, or when nobody knows who
+  spoils it. Drawing groups anew without leaving anybody out would help nobody.
+- Whenever groups are drawn anew, everybody with two strikes is *sentenced*: the list does not name them for ten rounds,
+  then twenty, then forty and so on. They come back on their last warning. A flaky link is no crime, but coming back to
+  abort again gets dearer every time.
+- At most a third is left out at once, the worst first. When more than that fail alike, it is the weather.
+- Where a sum is spoilt and nobody is proven to have done it, all its members are suspects. Those who are suspects again
+  in group after group are sentenced too: honest companions are cleared by the first round that they finish elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
 
 ABORTS_IN_A_ROW = 2
-STRIKES = 2
+WARNING = 2
+STRIKES = 3
+SUSPICIONS = 5
 SIT_OUT_ROUNDS = 10
+DOUBLINGS = 6
+FORGET_ROUNDS = 10
+REFORMED = 20
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is held against one device.
+
+    Attributes:
+        strikes: Aborts that it helped to cause since it last finished a round.
+        at: The round of the last one, or in which one was last forgotten.
+        suspicions: Spoilt sums that it was in since it last finished a round.
+        sentences: How often it was made to sit out, less one for every ``REFORMED`` rounds it finished since.
+        back: The round from which lists may name it again.
+        finished: Rounds finished since it was last sentenced or forgiven.
+    """
+
+    strikes: int = 0
+    at: int = 0
+    suspicions: int = 0
+    sentences: int = 0
+    back: int = 0
+    finished: int = 0
+
+
+class _State(msgspec.Struct, kw_only=True):
+    rounds: int = 0
+    aborts: dict[str, int] = {}
+    spoilt: list[str] = []
+    devices: dict[str, Record] = {}
 
 
 class Conduct:
-    """Counts aborts by group and by device; ``rounds`` is the number of rounds ended so far."""
+    """Counts aborts by group and by device.
 
-    def __init__(self) -> None:
-        self._aborts: dict[str, int] = {}
-        self._strikes: dict[str, int] = {}
-        self._back_at: dict[str, int] = {}
-        self.rounds = 0
+    Args:
+        kept: What ``encode`` returned, or nothing.
+    """
 
-    def round_ended(self, causers: Mapping[str, Iterable[str]], finishers: Iterable[str]) -> None:
+    def __init__(self, kept: bytes = b"") -> None:
+        self._state = msgspec.json.decode(kept, type=_State) if kept else _State()
+
+    def encode(self) -> bytes:
+        """Return the record as it is to be kept."""
+        return msgspec.json.encode(self._state)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds have ended."""
+        return self._state.rounds
+
+    def round_ended(
+        self,
+        causers: Mapping[str, Iterable[str]],
+        finishers: Iterable[str],
+        suspects: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
         """Take a round's outcome.
 
         Args:
             causers: For every group that aborted, whose answers were missing or wrong.
-            finishers: Devices that did their part in a group that closed.
+            finishers: Devices that did their part to the end in a group that closed.
+            suspects: For every group that aborted and of which nobody knows why, who may have spoilt it.
         """
-        self.rounds += 1
-        self._aborts = {group: self._aborts.get(group, 0) + 1 for group in causers}
+        state, suspected = self._state, suspects or {}
+        state.rounds += 1
+        state.aborts = {group: state.aborts.get(group, 0) + 1 for group in causers}
+        state.spoilt = sorted(suspected)
         for name in finishers:
-            self._strikes.pop(name, None)
+            self._finished(name)
         for name in {name for names in causers.values() for name in names}:
-            self._strikes[name] = self._strikes.get(name, 0) + 1
-            if self._strikes[name] >= STRIKES:
-                self._back_at[name] = self.rounds + SIT_OUT_ROUNDS
+            record = state.devices.setdefault(name, Record())
+            record.strikes, record.at = record.strikes + 1, state.rounds
+        for name in {name for names in suspected.values() for name in names}:
+            state.devices.setdefault(name, Record()).suspicions += 1
+        for record in state.devices.values():
+            if record.strikes and state.rounds - max(record.at, record.back) >= FORGET_ROUNDS:
+                record.strikes, record.at = record.strikes - 1, state.rounds
+        state.devices = {name: record for name, record in state.devices.items() if _worth_keeping(record, state.rounds)}
 
-    def fallen(self) -> list[str]:
-        """Return the groups that have aborted often enough to be drawn anew."""
-        return sorted(group for group, aborts in self._aborts.items() if aborts >= ABORTS_IN_A_ROW)
+    def fallen(self, groups: Mapping[str, Collection[str]]) -> list[str]:
+        """Return those of the groups, given with their members, that have aborted often enough to be drawn anew."""
+        return [
+            group
+            for group, members in sorted(groups.items())
+            if self._state.aborts.get(group, 0) >= ABORTS_IN_A_ROW
+            and (group in self._state.spoilt or any(self.strikes(name) >= STRIKES for name in members))
+        ]
+
+    def strikes(self, name: str) -> int:
+        """Return a device's strikes."""
+        return self._state.devices.get(name, Record()).strikes
+
+    def sentence(self, names: Collection[str]) -> set[str]:
+        """Make those who are on their last warning sit out; to be called when the groups are drawn anew.
+
+        Args:
+            names: Everybody who could be listed.
+        """
+        state, out = self._state, self.sitting_out()
+        room = max(0, len(names) // 3 - len(out.intersection(names)))
+        guilty = [(name, state.devices[name]) for name in sorted(names) if name in state.devices and name not in out]
+        guilty = [entry for entry in guilty if _is_due(entry[1])]
+        guilty.sort(key=lambda entry: -_weight(entry[1]))
+        if len(guilty) > room:  # those who are as bad as the first who has no place are spared with it
+            guilty = [entry for entry in guilty[:room] if _weight(entry[1]) > _weight(guilty[room][1])]
+        for _, record in guilty:
+            record.back = state.rounds + SIT_OUT_ROUNDS * 2 ** min(record.sentences, DOUBLINGS)
+            record.sentences += 1
+            record.strikes, record.suspicions, record.finished = WARNING, 0, 0
+        return {name for name, _ in guilty}
 
     def sitting_out(self) -> set[str]:
         """Return the devices that no list names for now."""
-        self._back_at = {name: back for name, back in self._back_at.items() if back > self.rounds}
-        return set(self._back_at)
+        return {name for name, record in self._state.devices.items() if record.back > self._state.rounds}
 
     def regrouped(self) -> None:
         """Forget the groups: new ones were drawn."""
-        self._aborts.clear()
+        self._state.aborts, self._state.spoilt = {}, []
+
+    def _finished(self, name: str) -> None:
+        record = self._state.devices.get(name)
+        if record is None:
+            return
+        record.strikes, record.suspicions, record.finished = 0, 0, record.finished + 1
+        if record.finished >= REFORMED and record.sentences:
+            record.sentences, record.finished = record.sentences - 1, 0
+
+
+def _is_due(record: Record) -> bool:
+    """Whether a device is to sit out; who is back on its last warning is not before it fails again."""
+    return (record.strikes >= WARNING and record.at >= record.back) or record.suspicions >= SUSPICIONS
+
+
+def _weight(record: Record) -> int:
+    return max(record.strikes, record.suspicions - SUSPICIONS + WARNING)
+
+
+def _worth_keeping(record: Record, rounds: int) -> bool:
+    return bool(record.strikes or record.suspicions or record.sentences or record.back > rounds)

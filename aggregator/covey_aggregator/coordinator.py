@@ -20,6 +20,7 @@ from covey_aggregator.grouping import EpochRun
 from covey_aggregator.home import MODELS, ServerHome
 from covey_aggregator.models import ModelFolder
 from covey_aggregator.registry import Registry
+from covey_aggregator.regrouping import Regrouping
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
 from covey_aggregator.store import Store
@@ -56,6 +57,7 @@ TABLE = {
 }
 
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
+_CONDUCT, _REGROUPING = "conduct", "regrouping"
 
 
 class Coordinator:
@@ -83,8 +85,10 @@ class Coordinator:
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
-        self._conduct = Conduct()
-        self._regroup = "" if self._groupings else "there are no groups yet"
+        self._conduct = Conduct(store.memory(_CONDUCT))
+        self._regrouping = Regrouping(store.memory(_REGROUPING))
+        if not self._groupings:
+            self._regrouping.ask("there are no groups yet")
         self._running: RunningTask | None = None
         self._epoch: EpochRun | None = None
         self.run: RoundRun | None = None
@@ -159,12 +163,11 @@ class Coordinator:
         self._store.end_round(running.task.name, record, running.model.digest)
         close = running.close(run, record, self._home.fleet, self._home.key)
         effects: list[Effect] = [close, blob, Note("round", running.note(record))]
-        self._judge(run)
         self.run = None
         running.failures = 0
         self._rounds_in_epoch += 1
         self._store.set_number(_ROUNDS_IN_EPOCH, self._rounds_in_epoch)
-        self._regroup = self._reason_to_regroup(run)
+        self._judge(run)
         if running.finished:
             return effects + self._finish(running, "done", "")
         running.round, running.attempt = running.round + 1, 0
@@ -230,13 +233,15 @@ class Coordinator:
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
         task, online = self._running.task, self.registry.online()
-        if self._groupings and not self._regroup and self._viable():
+        if self._groupings and not self._regrouping.reason and self._viable():
             self._machine.advance("grouped")
             return self._open_round(now)
         first = (self._running.round, self._running.attempt) == (1, 0)
         needed = max(self._home.policy.list_min, task.devices_min if first else 0)
         if len(online) < needed or now < self._last_arrival + task.settle:
             return []
+        self._conduct.sentence(online)
+        self._keep_judgement()
         self._epoch = EpochRun(
             fleet=self._home.fleet,
             key=self._home.key,
@@ -247,9 +252,9 @@ class Coordinator:
             window=task.windows.join,
         )
         self._machine.advance("enough")
-        out = self._conduct.sitting_out()
-        without = f", without {', '.join(sorted(out))}" if out else ""
-        reason = self._regroup or "groups are too small"
+        out = sorted(self._conduct.sitting_out().intersection(online))
+        without = f", without {', '.join(out)}" if out else ""
+        reason = self._regrouping.reason or "groups are too small"
         note = Note("epoch", f"epoch {self._epoch.epoch} of {len(self._listed())} devices{without}: {reason}")
         return [note, *self._epoch.start(now)]
 
@@ -269,10 +274,12 @@ class Coordinator:
             self._machine.advance("failed")
             self._last_arrival = now
             return self._failed("no groups came about")
-        self._store.put_groupings(groupings)
-        self._groupings, self._rounds_in_epoch, self._regroup = groupings, 0, ""
-        self._store.set_number(_ROUNDS_IN_EPOCH, 0)
         self._conduct.regrouped()
+        self._regrouping.grouped()
+        self._keep_judgement()
+        self._store.put_groupings(groupings)
+        self._groupings, self._rounds_in_epoch = groupings, 0
+        self._store.set_number(_ROUNDS_IN_EPOCH, 0)
         self._machine.advance("groups")
         sizes = sorted(len(grouping.members) for grouping in groupings)
         return [Note("groups", f"{len(groupings)} groups of {sizes[0]} to {sizes[-1]}"), *self._open_round(now)]
@@ -332,22 +339,42 @@ class Coordinator:
         self._machine.advance("failed")
         effects: list[Effect] = [running.dither()] if run.reached_masking else []
         self._judge(run)
-        self._regroup = self._reason_to_regroup(run)
         self._last_arrival = now
         self.run = None
         return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
 
     def _judge(self, run: RoundRun) -> None:
-        """Note who made groups abort, and who finished."""
-        aborted = {name: group.causers for name, group in run.groups.items() if group.aborted is not None}
-        finished = {
-            name
-            for group in run.groups.values()
-            if group.aborted is None
-            for name in group.survivors
-            if name not in group.declined
-        }
-        self._conduct.round_ended(aborted, finished)
+        """Note who made groups abort and who finished, and whether the groups are to be drawn anew."""
+        aborted = {name: group for name, group in run.groups.items() if group.aborted is not None}
+        closed = [group for group in run.groups.values() if group.aborted is None]
+        self._conduct.round_ended(
+            {name: group.causers for name, group in aborted.items()},
+            {name for group in closed for name in group.revealers},
+            {name: group.dealt for name, group in aborted.items() if not group.causers},
+        )
+        assert self._running is not None
+        online = self.registry.online()
+        members = {grouping.group: [name for name, _ in grouping.members] for grouping in self._groupings}
+        grouped = {name for names in members.values() for name in names}
+        self._regrouping.round_ended(
+            epoch_over=self._rounds_in_epoch >= self._running.task.epoch_rounds,
+            rounds_in_epoch=self._rounds_in_epoch,
+            under=[
+                group
+                for group, names in members.items()
+                if len(online.keys() & set(names)) < self._home.policy.roster_min
+            ],
+            fallen=self._conduct.fallen(members),
+            waiting=len(online.keys() - grouped - self._conduct.sitting_out()),
+            grouped=len(grouped),
+            roster_min=self._home.policy.roster_min,
+            any_closed=bool(closed),
+        )
+        self._keep_judgement()
+
+    def _keep_judgement(self) -> None:
+        self._store.keep(_CONDUCT, self._conduct.encode())
+        self._store.keep(_REGROUPING, self._regrouping.encode())
 
     def _listed(self) -> dict[str, bytes]:
         """Return the devices to group: those that are there and do not sit out, or all if too few would be left."""
@@ -368,26 +395,6 @@ class Coordinator:
         self._running = None
         text = f"task {running.task.name}: {status}{': ' + reason if reason else ''}"
         return [Publish(topics.OPEN, running.task.name, b"", retain=True), Note("task", text)]
-
-    def _reason_to_regroup(self, run: RoundRun) -> str:
-        """Say why a new epoch is due, or return nothing."""
-        assert self._running is not None
-        if self._rounds_in_epoch >= self._running.task.epoch_rounds:
-            return f"{self._rounds_in_epoch} rounds have passed"
-        online = self.registry.online()
-        under = [
-            grouping.group
-            for grouping in self._groupings
-            if sum(name in online for name, _ in grouping.members) < self._home.policy.roster_min
-        ]
-        if under:
-            return f"group {', '.join(under)} fell under its floor"
-        fallen = self._conduct.fallen()
-        if fallen:
-            return f"group {', '.join(fallen)} aborted again"
-        grouped = {name for grouping in self._groupings for name, _ in grouping.members}
-        waiting = set(online) - grouped - self._conduct.sitting_out()
-        return f"{len(waiting)} newcomers wait" if len(waiting) >= ROSTER_MIN else ""
 
     def _busy(self) -> tuple[RunningTask, RoundRun]:
         assert self._running is not None and self.run is not None

@@ -21,8 +21,7 @@ from covey_protocol.epochs import Grouping
 from covey_protocol.errors import ConfigError
 
 _BUSY_SECONDS = 30.0
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE devices (
     name TEXT PRIMARY KEY, key BLOB NOT NULL, token BLOB NOT NULL, profile TEXT NOT NULL, status TEXT NOT NULL,
     counter INTEGER NOT NULL, sequence INTEGER NOT NULL DEFAULT 0, software TEXT NOT NULL DEFAULT '',
@@ -44,6 +43,8 @@ CREATE TABLE rounds (
 );
 CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, cause TEXT NOT NULL, text TEXT NOT NULL);
 """
+# One text for every version of the schema: a file is brought up to date by those that it has not seen.
+_SCHEMAS = (_FIRST, "CREATE TABLE memory (name TEXT PRIMARY KEY, data BLOB NOT NULL);")
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Store:
             # Two processes may find no database at once: only one of them makes it.
             self._db.execute("BEGIN IMMEDIATE")
             version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            if version == 0:
-                for statement in f"{_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}".split(";"):
+            for number, schema in enumerate(_SCHEMAS[version:], version + 1):
+                for statement in f"{schema} PRAGMA user_version={number}".split(";"):
                     self._db.execute(statement)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise ConfigError(f"{path}: not a usable database: {error}") from error
-        if version > _SCHEMA_VERSION:
+        if version > len(_SCHEMAS):
             raise ConfigError(f"{path}: written by a newer version of Covey (schema {version})")
 
     def close(self) -> None:
@@ -239,6 +240,17 @@ class Store:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+
+    # Memory of the aggregator's own decisions, each in a form of its own
+
+    def memory(self, name: str) -> bytes:
+        """Return what was kept under a name, nothing at first."""
+        rows = self._do("SELECT data FROM memory WHERE name = ?", name)
+        return bytes(rows[0][0]) if rows else b""
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep something in place of what was there."""
+        self._do("INSERT OR REPLACE INTO memory VALUES (?, ?)", name, data)
 
     # Events
 

@@ -93,6 +93,7 @@ class GroupRound:
         self.aborted: Abort | None = None
         self.causers: frozenset[str] = frozenset()
         self.complaints = ComplaintBook()
+        self.revealers: frozenset[str] = frozenset()
 
     @property
     def stage(self) -> GroupStage:
@@ -109,15 +110,22 @@ class GroupRound:
         return self._silent() - set(self.declined)
 
     def _silent(self) -> set[str]:
-        everybody = {name for name, _ in self.grouping.members}
-        members = {member.name for member in self.roster.members} if self.roster else set()
+        before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
+        return (self._members() if before_dealing else set(self.dealt)) - self._answered()
+
+    def _members(self) -> set[str]:
+        """Return who is on the roster, or may come onto it."""
+        return {member.name for member in self.roster.members} if self.roster else {n for n, _ in self.grouping.members}
+
+    def _answered(self) -> set[str]:
+        """Return who has answered in the present stage; where nobody is asked, that is everybody."""
         return {
-            GroupStage.JOINING: everybody - set(self._joins),
-            GroupStage.SHARING: members - set(self._shares),
-            GroupStage.MASKING: set(self.dealt) - self._arrived,
-            GroupStage.SIGNING: set(self.dealt) - set(self._consents),
-            GroupStage.UNMASKING: set(self.dealt) - set(self._revealed),
-        }.get(self.stage, set())
+            GroupStage.JOINING: set(self._joins),
+            GroupStage.SHARING: set(self._shares),
+            GroupStage.MASKING: self._arrived,
+            GroupStage.SIGNING: set(self._consents),
+            GroupStage.UNMASKING: set(self._revealed),
+        }.get(self.stage, self._members())
 
     def receive(self, kind: str, name: str, data: bytes, now: float) -> list[Effect]:
         """Take a member's message.
@@ -203,7 +211,8 @@ class GroupRound:
 
     def abort(self, cause: str, reason: str, causers: Iterable[str] = ()) -> list[Effect]:
         """End without a sum and say why; ``causers`` are those at fault, else it is who did not answer."""
-        self.causers = frozenset(causers) or frozenset(self._silent())
+        # Whoever fell out in an earlier stage has made this one too small as well.
+        self.causers = frozenset(causers) or frozenset(self._members() - self._answered())
         self._machine.advance(topics.ABORT)
         self._forget()
         self.aborted = Abort(cause=cause, reason=reason)
@@ -457,6 +466,7 @@ class GroupRound:
             if hopeless:
                 return self.abort("bad-shares", "; ".join(hopeless.values()), hopeless)
             return self.abort("too-few-revealed", f"{len(self._revealed)} members revealed shares, t is {quorum}")
+        self.revealers = frozenset(self._revealed)
         self._machine.advance("sum")
         return []
 

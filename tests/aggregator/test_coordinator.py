@@ -12,6 +12,7 @@ import pytest
 from tests.aggregator.fleet import DIMENSION, FLEET, Device, Fleet, tiny_bundle
 
 from covey_aggregator.coordinator import Phase
+from covey_aggregator.regrouping import REFILL_ROUNDS
 from covey_protocol import envelope, topics
 from covey_protocol.errors import PeerError, StaleError
 from covey_protocol.policy import Policy
@@ -139,53 +140,63 @@ def test_groups_stay_together_until_the_epoch_is_over(make_fleet: Callable[..., 
     check_never_again(fleet)
 
 
-@pytest.mark.parametrize(("newcomers", "epochs"), [(3, [1, 1]), (4, [1, 2])])
-def test_four_newcomers_open_a_new_epoch_and_three_wait(
+@pytest.mark.parametrize(("newcomers", "epochs"), [(1, [1, 1, 2]), (2, [1, 2, 2])])
+def test_a_tenth_of_newcomers_opens_a_new_epoch_and_fewer_wait_for_its_end(
     make_fleet: Callable[..., Fleet], newcomers: int, epochs: list[int]
 ) -> None:
-    fleet = make_fleet(8)
-    fleet.start(rounds=2)
+    fleet = make_fleet(16)
+    fleet.start(rounds=3, epoch_rounds=2)
     fleet.run_to(Phase.ROUND)
-    fleet.arrive(*(f"new-{number}" for number in range(newcomers)))
+    names = [f"new-{number}" for number in range(newcomers)]
+    fleet.arrive(*names)
     assert fleet.finish().status == "done"
     assert [opened.manifest.epoch for opened in fleet.opened] == epochs
-    assert fleet.records()[1].participants == 8 + newcomers * (newcomers >= 4)
+    took_part = [
+        set(names) <= {name for group in record.details for name in group.members} for record in fleet.records()
+    ]
+    assert took_part == [epoch == 2 for epoch in epochs]
 
 
-def test_a_round_in_which_every_group_aborts_is_tried_again_with_the_same_groups_and_another_model(
-    make_fleet: Callable[..., Fleet],
-) -> None:
+def test_a_late_comer_is_in_the_rounds_before_the_purse_has_filled_twice(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet(8)
-    fleet.start(rounds=1)
-    for name in ("pi-0", "pi-1", "pi-2", "pi-3", "pi-4", "pi-5"):
-        fleet.silent_from[name] = topics.MASKED
-    fleet.run_until(lambda: bool(fleet.records()))
-    (failed,) = fleet.records()
-    assert (failed.groups_aborted, failed.accepted, failed.accuracy) == (failed.groups, 0, None)
-    fleet.silent.clear()
-    fleet.silent_from.clear()
-    assert fleet.finish().status == "done"
-    places = [(opened.round, opened.attempt, opened.manifest.epoch) for opened in fleet.opened]
-    assert places == [(1, 1, 1), (1, 2, 1)]
-    assert len({opened.manifest.model.digest for opened in fleet.opened}) == 2
-    assert "round 1.1: every group aborted" in [note.text for note in fleet.notes]
-    check_never_again(fleet)
+    fleet.start(rounds=60)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    waited = []
+    for number in range(4):  # each as soon as the last ones are in: more often than the purse bears
+        names = {f"new-{number}", f"more-{number}"}
+        fleet.arrive(*names)
+        since = len(fleet.records())
+
+        def came(names: set[str] = names) -> bool:
+            return names <= {name for group in fleet.records()[-1].details for name in group.survivors}
+
+        fleet.run_until(came)
+        waited.append(len(fleet.records()) - since)
+    assert waited[:2] == [2, 2]  # in the round that follows the one that was open
+    assert all(2 < rounds <= 2 * REFILL_ROUNDS + 2 for rounds in waited[2:])
 
 
-def test_a_group_that_aborts_again_is_drawn_anew_without_those_who_caused_it(make_fleet: Callable[..., Fleet]) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_group_that_aborts_again_is_drawn_anew_without_those_who_caused_it(
+    make_fleet: Callable[..., Fleet], restart: bool
+) -> None:
     fleet = make_fleet(12)
-    fleet.start(rounds=3, group_size=6)
+    fleet.start(rounds=4, group_size=6)
     fleet.run_to(Phase.ROUND)
     assert fleet.coordinator.run is not None
     group, run = next(iter(fleet.coordinator.run.groups.items()))
     lost = sorted(name for name, _ in run.grouping.members[:3])
     fleet.silent_from.update(dict.fromkeys(lost, topics.SHARES))
+    if restart:  # neither the strikes nor the reason to regroup are forgotten
+        fleet.run_until(lambda: len(fleet.records()) == 3)
+        fleet.restart()
     assert fleet.finish().status == "done"
-    assert [opened.manifest.epoch for opened in fleet.opened] == [1, 1, 2]
-    assert f"epoch 2 of 9 devices, without {', '.join(lost)}: group {group} aborted again" in [
+    epoch = 2 + restart  # the opening that was cut short has used up its number
+    assert [opened.manifest.epoch for opened in fleet.opened] == [1, 1, 1, epoch]
+    assert f"epoch {epoch} of 9 devices, without {', '.join(lost)}: group {group} aborted again" in [
         note.text for note in fleet.notes
     ]
-    assert [record.accepted for record in fleet.records()] == [6, 6, 9]
+    assert [record.accepted for record in fleet.records()] == [6, 6, 6, 9]
     check_never_again(fleet)
 
 

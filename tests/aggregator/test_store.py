@@ -191,6 +191,22 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(path: Path) -> 
         Store(path)
 
 
+def test_a_database_of_an_older_version_is_brought_up_to_date(path: Path) -> None:
+    store = Store(path)
+    store.set_number("epoch", 7)
+    store.keep("conduct", b"one")
+    store.keep("conduct", b"two")
+    assert (store.memory("conduct"), store.memory("nothing")) == (b"two", b"")
+    store.close()
+    with sqlite3.connect(path) as database:
+        for statement in ("DROP TABLE memory", "PRAGMA user_version=1"):
+            database.execute(statement)
+    for _ in range(2):
+        store = Store(path)
+        assert (store.number("epoch"), store.memory("conduct")) == (7, b"")
+        store.close()
+
+
 def test_a_file_that_is_no_database_is_named(path: Path) -> None:
     path.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
     with pytest.raises(ConfigError, match=r"covey\.db: not a usable database"):

@@ -580,6 +580,22 @@ def test_a_group_that_too_many_leave_aborts_at_once_and_names_them() -> None:
     assert rig.group.causers == {"pi-3", "pi-4", "pi-5"}
 
 
+def test_whoever_fell_out_in_an_earlier_stage_has_caused_the_abort_too() -> None:
+    rig = Rig(n=6, dies={"pi-0": topics.SHARES, "pi-1": topics.SURVIVORS})  # t = 5: the first alone does no harm
+    rig.run()
+    assert rig.group.aborted is not None and rig.group.aborted.cause == "too-few-signed"
+    assert rig.group.causers == {"pi-0", "pi-1"}
+    assert rig.group.revealers == frozenset()
+
+
+def test_a_group_that_closes_knows_who_did_their_part_to_the_end() -> None:
+    rig = Rig(n=10, dies={"pi-3": topics.SURVIVORS, "pi-4": topics.UNMASK})
+    rig.run()
+    closes_with(rig)
+    assert len(rig.group.revealers) == threshold(10)
+    assert not rig.group.revealers & {"pi-3", "pi-4"}
+
+
 def declined_by(rig: Rig, name: str) -> bytes:
     (data,) = [effect.data for effect in rig.devices[name].decline("why", "because") if isinstance(effect, Send)]
     return data
