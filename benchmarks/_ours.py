@@ -48,8 +48,8 @@ class Party:
 
     def masked(self, update: Update, others: list[Party], scale: RingScale) -> bytes:
         """Clip, quantise and mask: from an update to the bytes that go out."""
-        clipped, _ = ring.clip_norm(update, scale.clip)
-        vector = ring.encode(clipped, METRICS, scale, os.urandom(prg.SEED_BYTES))
+        factor, _ = ring.clip_factor(update, scale.clip)
+        vector = ring.encode(update, METRICS, scale, os.urandom(prg.SEED_BYTES), factor)
         pairs = [
             (other.place, masking.pair_seed(self.key, self.pair_party, other.pair_party, CONTEXT)) for other in others
         ]

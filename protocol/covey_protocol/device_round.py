@@ -208,10 +208,10 @@ class DeviceRound:
         manifest = self.opened.manifest
         if update.shape != (manifest.model.bytes // 4,):
             raise StateError(f"an update of shape {update.shape} for a model of {manifest.model.bytes // 4} parameters")
-        clipped, norm = self.clip(update)
+        bounded, factor, norm = self.clip(update)
         metrics = Metrics(loss=metrics.loss, accuracy=metrics.accuracy, samples=metrics.samples, norm=norm)
         scale = RingScale(manifest.clip, manifest.n_max)
-        vector = ring.encode(clipped, metrics, scale, self._entropy(prg.SEED_BYTES))
+        vector = ring.encode(bounded, metrics, scale, self._entropy(prg.SEED_BYTES), factor)
         me = self._me()
         pairs = [
             (member.place, self._pair_seed(secrets, me, member)) for member in self._dealt if member.name != self.name
@@ -228,9 +228,12 @@ class DeviceRound:
             Send(topics.MASKED, blob, transfer=True),
         ]
 
-    def clip(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-        """Return the update within the manifest's bound, and its norm before; simulated attackers override this."""
-        return ring.clip_norm(update, self.opened.manifest.clip)
+    def clip(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, float]:
+        """Return an update, the factor that brings it within the manifest's bound, and its norm before.
+
+        Simulated attackers override this.
+        """
+        return update, *ring.clip_factor(update, self.opened.manifest.clip)
 
     def _on_roster(self, body: bytes) -> list[Effect]:
         checked = roster.check_roster(

@@ -6,8 +6,6 @@ one made for another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from nacl.bindings import (
     crypto_generichash_blake2b_final,
     crypto_generichash_blake2b_init,
@@ -28,15 +26,6 @@ def digest(data: bytes, *, person: bytes, key: bytes = b"") -> bytes:
         key: Up to 64 secret bytes that make it a keyed digest (RFC 7693, section 2.9).
     """
     return crypto_generichash_blake2b_salt_personal(data, digest_size=DIGEST_BYTES, key=key, person=person)
-
-
-def digests(items: Iterable[bytes], *, person: bytes, key: bytes) -> Iterator[bytes]:
-    """Yield ``digest(item, person=person, key=key)`` for every item; the key is set up once, which is half the work."""
-    keyed = crypto_generichash_blake2b_init(digest_size=DIGEST_BYTES, key=key, person=person)
-    for item in items:
-        state = keyed.copy()
-        crypto_generichash_blake2b_update(state, item)
-        yield crypto_generichash_blake2b_final(state)
 
 
 def content_digest(data: bytes | memoryview) -> bytes:

@@ -125,17 +125,22 @@ def mask(vector: Ring, self_seed: bytes, pairs: Iterable[tuple[int, bytes]], pla
         pairs: (place, s_ij) of every other member of D.
         place: My own place.
     """
-    prg.add_mask(vector, self_seed)
+    added, subtracted = [self_seed], list[bytes]()
     for other, seed in pairs:
-        if other > place:
-            prg.add_mask(vector, seed)
-        else:
-            prg.subtract_mask(vector, seed)
+        (added if other > place else subtracted).append(seed)
+    prg.change(vector, add=added, subtract=subtracted)
 
 
-def remove_pair(total: Ring, *, survivor: int, dropped: int, seed: bytes) -> None:
-    """Take from a sum, in place, the pairwise mask that a survivor added for a member who then dropped out."""
-    if dropped > survivor:
-        prg.subtract_mask(total, seed)
-    else:
-        prg.add_mask(total, seed)
+def unmask(total: Ring, self_seeds: Iterable[bytes], pairs: Iterable[tuple[int, int, bytes]]) -> None:
+    """Take masks off a sum, in place.
+
+    Args:
+        total: Shape (d,); the sum of the survivors' masked vectors, becomes that of what they masked.
+        self_seeds: b_i of every survivor.
+        pairs: (survivor's place, dropped member's place, s_ij) of every survivor with everybody who dealt and then
+            dropped out: the pairwise masks that nobody's vector cancels.
+    """
+    added, subtracted = list[bytes](), list(self_seeds)
+    for survivor, dropped, seed in pairs:
+        (subtracted if dropped > survivor else added).append(seed)
+    prg.change(total, add=added, subtract=subtracted)

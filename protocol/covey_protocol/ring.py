@@ -20,7 +20,8 @@ from covey_protocol.prg import Ring
 
 HALF_RING = 32767
 _ROUNDING_TRIES = 16
-_TILE = 8192  # elements
+_TILE = 8192  # elements: stays in a small processor's first cache and wakes no BLAS threads
+_EXACT = 1 << 24  # float32 holds every whole number up to here
 
 LOSS_CAP = 16.0
 SAMPLES_CAP = 4096.0
@@ -84,9 +85,10 @@ def norm(values: NDArray[np.float32]) -> float:
 
 def distance(values: NDArray[np.float32], other: NDArray[np.float32] | None) -> float:
     """Return the L2 norm of the difference of two vectors, likewise; None stands for zeros."""
-    square = 0.0
-    for tile in _tiles(len(values)):
-        exact = values[tile].astype(np.float64)
+    square, room = 0.0, np.empty(_TILE)
+    for tile in _pieces(len(values), _TILE):
+        exact = room[: tile.stop - tile.start]
+        np.copyto(exact, values[tile])
         if other is not None:
             exact -= other[tile]
         square += float(exact @ exact)
@@ -99,22 +101,31 @@ def clip_norm(update: NDArray[np.float32], clip: float) -> tuple[NDArray[np.floa
     Raises:
         LocalError: The update holds NaN or infinity: training diverged.
     """
+    factor, length = clip_factor(update, clip)
+    return update if factor == 1 else np.multiply(update, np.float32(factor), dtype=np.float32), length
+
+
+def clip_factor(update: NDArray[np.float32], clip: float) -> tuple[float, float]:
+    """Return what to multiply the update by so that its L2 norm is at most ``clip``, and its norm before.
+
+    Raises:
+        LocalError: As ``clip_norm``.
+    """
     length = norm(update)
     if not math.isfinite(length):
         raise LocalError("the update is not finite: local training diverged", cause="diverged")
-    if length <= clip:
-        return update, length
-    return (update * np.float32(clip / length)).astype(np.float32), length
+    return (1.0 if length <= clip else clip / length), length
 
 
-def encode(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes) -> Ring:
+def encode(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float = 1.0) -> Ring:
     """Round a clipped update and its metrics into the ring.
 
     Args:
-        update: Shape (d,), L2 norm at most ``scale.clip`` (see ``clip_norm``).
+        update: Shape (d,), L2 norm at most ``scale.clip`` once it is multiplied by ``factor``.
         metrics: Values beyond their caps are clipped to them.
         scale: The round's scale.
         seed: 32 secret random bytes for the rounding; fresh for every call.
+        factor: Clips the update on the way (see ``clip_factor``), which spares a copy of it.
 
     Returns:
         Shape (d + 4,): the parameters' coordinates, then loss, accuracy, samples and norm.
@@ -123,48 +134,67 @@ def encode(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed
     (after Kairouz, Liu and Steinke 2021, section 4), so that a norm bound also holds for what leaves the device.
     """
     limit = (scale.clip / scale.step) ** 2 + len(update) / 4
-    vector = np.empty(len(update) + len(METRICS), np.uint16)
+    bound, vector = scale.coordinate_bound, np.empty(len(update) + len(METRICS), np.uint16)
     for attempt in range(_ROUNDING_TRIES):
-        if _round(update, scale, vector, seed[:-1] + bytes([seed[-1] ^ attempt])) <= limit:
+        if _round(update, factor / scale.step, bound, vector, seed[:-1] + bytes([seed[-1] ^ attempt])) <= limit:
             break
     else:
-        _round(update, scale, vector, None)
+        _round(update, factor / scale.step, bound, vector, None)
     vector[len(update) :] = _encode_metrics(metrics, scale)
     return vector
 
 
-def _round(update: NDArray[np.float32], scale: RingScale, vector: Ring, seed: bytes | None) -> float:
-    """Round into ``vector`` under a seed's dither, or towards zero without one; return the squared norm that results.
+def _round(update: NDArray[np.float32], units: float, bound: int, vector: Ring, seed: bytes | None) -> float:
+    """Round ``units`` times the update into ``vector``, under a seed's dither or, without one, towards zero.
+
+    The dither is an odd number of 65,536ths: 0.5 on average, and a whole number of units always stays as it is.
+
+    Returns:
+        The squared norm of what results, exact.
 
     Raises:
         LocalError: A coordinate is larger than any of a clipped update.
     """
-    square, bound, signed = 0.0, scale.coordinate_bound, vector.view(np.int16)
-    buffers = np.empty((2, _TILE))
-    whole: list[tuple[slice, Ring | None]] = [(slice(0, len(update)), None)]
-    for block, dither in whole if seed is None else prg.blocks(seed, len(update)):
-        for tile in _tiles(block.stop - block.start):
-            where = slice(block.start + tile.start, block.start + tile.stop)
-            rounded, offset = buffers[:, : tile.stop - tile.start]
-            np.multiply(update[where], 1 / scale.step, out=rounded, dtype=np.float64)
-            if dither is None:
-                np.trunc(rounded, out=rounded)
-            else:
-                np.multiply(dither[tile], 1 / 65536, out=offset, dtype=np.float64)
-                np.floor(np.add(rounded, offset, out=rounded), out=rounded)
-            if max(rounded.max(), -rounded.min()) > bound:
-                # A coordinate that is the whole clip may be rounded one unit beyond it.
-                if max(rounded.max(), -rounded.min()) > bound + 1:
-                    raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
-                np.clip(rounded, -bound, bound, out=rounded)
-            square += float(rounded @ rounded)
-            np.copyto(signed[where], rounded, casting="unsafe")
+    square, signed, part = 0.0, vector.view(np.int16), np.float32(1 / 65536)
+    buffers = np.empty((2, min(prg.BLOCK, len(update))), np.float32)
+    whole = ((where, None) for where in _pieces(len(update), prg.BLOCK))
+    for where, dither in whole if seed is None else prg.blocks(seed, len(update)):
+        rounded, offset = buffers[:, : where.stop - where.start]
+        np.multiply(update[where], np.float32(units), out=rounded)
+        if dither is None:
+            np.trunc(rounded, out=rounded)
+        else:
+            np.bitwise_or(dither, 1, out=dither)
+            np.multiply(dither, part, out=offset, dtype=np.float32)
+            np.floor(np.add(rounded, offset, out=rounded), out=rounded)
+        for tile in _pieces(len(rounded), _TILE):
+            square += _bounded_square(rounded[tile], bound)
+        np.copyto(signed[where], rounded, casting="unsafe")
     return square
 
 
-def _tiles(length: int) -> Iterator[slice]:
-    """Cut a vector into pieces whose float64 copies stay in a small processor's cache and wake no BLAS threads."""
-    return (slice(start, min(start + _TILE, length)) for start in range(0, length, _TILE))
+def _bounded_square(rounded: NDArray[np.float32], bound: int) -> float:
+    """Hold rounded coordinates to the bound, in place, and return their squared norm.
+
+    Raises:
+        LocalError: They come from an update that was not clipped.
+    """
+    square = float(rounded @ rounded)
+    if square < min(
+        _EXACT, bound**2
+    ):  # then every part of the sum was exact, and no coordinate is larger than its root
+        return square
+    largest = float(np.abs(rounded).max())
+    # A coordinate that is the whole clip may be rounded one unit beyond it.
+    if not largest <= bound + 1:
+        raise LocalError(f"a coordinate exceeds {bound} ring units: the update was not clipped")
+    exact = np.clip(rounded, -bound, bound, out=rounded).astype(np.float64)
+    return float(exact @ exact)
+
+
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    """Cut a vector into pieces."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def decode_mean(total: Ring, count: int, scale: RingScale) -> tuple[NDArray[np.float32], Metrics]:

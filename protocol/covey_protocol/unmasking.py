@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from covey_protocol import masking, prg, shamir, sharing
+from covey_protocol import masking, shamir, sharing
 from covey_protocol.errors import RefusedError
 from covey_protocol.masking import PairParty
 from covey_protocol.messages import RevealedShares
@@ -92,6 +92,7 @@ def unmask_sum(
     Raises:
         RefusedError: A restored secret is not the one its owner published: the owner dealt shares of a wrong secret.
     """
+    self_seeds: list[bytes] = []
     for name in survivors:
         member = _member(roster, name)
         secret = _restore(roster, name, "self_mask", revealed)
@@ -99,7 +100,8 @@ def unmask_sum(
             raise RefusedError(
                 f"{name!r} dealt shares of another self-mask than it published", cause="dealer", culprit=name
             )
-        prg.subtract_mask(total, masking.self_mask_seed(secret))
+        self_seeds.append(masking.self_mask_seed(secret))
+    pairs: list[tuple[int, int, bytes]] = []
     context = opened.pair_context(fleet, roster.digest)
     for name in dealt:
         if name in survivors:
@@ -113,7 +115,8 @@ def unmask_sum(
         for other in survivors:
             survivor = _member(roster, other)
             seed = masking.pair_seed(key, _party(dropped), _party(survivor), context)
-            masking.remove_pair(total, survivor=survivor.place, dropped=dropped.place, seed=seed)
+            pairs.append((survivor.place, dropped.place, seed))
+    masking.unmask(total, self_seeds, pairs)
     return total
 
 

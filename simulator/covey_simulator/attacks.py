@@ -30,9 +30,10 @@ def malicious_devices(scenario: Scenario) -> frozenset[int]:
 class UnclippedRound(DeviceRound):
     """A poisoner's round: an honest one but for the clip."""
 
-    def clip(self, update: Float32) -> tuple[Float32, float]:
+    def clip(self, update: Float32) -> tuple[Float32, float, float]:
         """Return the update as it is, as far as the ring can hold it."""
-        return unclipped(update, self.opened.manifest.clip)
+        bounded, norm = unclipped(update, self.opened.manifest.clip)
+        return bounded, 1.0, norm
 
 
 def unclipped(update: Float32, clip: float) -> tuple[Float32, float]:

@@ -199,8 +199,10 @@ class Rig:
         """Let one device mask its update, and note what it was in the ring."""
         encode = ring.encode
 
-        def recorded(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes) -> Ring:
-            vector = encode(update, metrics, scale, seed)
+        def recorded(
+            update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float
+        ) -> Ring:
+            vector = encode(update, metrics, scale, seed, factor)
             self.encoded[name] = vector.copy()
             return vector
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covey_protocol.digest import DIGEST_BYTES, content_digest, digest, digests, short
+from covey_protocol.digest import DIGEST_BYTES, content_digest, digest, short
 
 
 @settings(deadline=None, max_examples=50)
@@ -24,12 +24,6 @@ def test_digest_is_blake2b_with_person_and_key(data: bytes, person: bytes, key: 
     assert (
         digest(data, person=person, key=key) == hashlib.blake2b(data, digest_size=32, person=person, key=key).digest()
     )
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.binary(max_size=40), max_size=5), st.binary(min_size=1, max_size=64))
-def test_digests_are_those_made_one_by_one(items: list[bytes], key: bytes) -> None:
-    assert list(digests(items, person=b"p", key=key)) == [digest(item, person=b"p", key=key) for item in items]
 
 
 def test_purposes_and_keys_keep_digests_apart() -> None:

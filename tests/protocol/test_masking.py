@@ -56,11 +56,10 @@ def test_masks_cancel_and_dropped_members_come_off(places: set[int], length: int
     survivors = [member for member in dealt if member.party.place not in silent]
     dropped = [member for member in dealt if member.party.place in silent]
     total = total_of([member.masked(dealt) for member in survivors], length)
-    for member in survivors:
-        prg.subtract_mask(total, masking.self_mask_seed(member.secrets.self_mask))
-    for gone in dropped:
-        for member in survivors:  # the seed as whoever restored the dropped member's key derives it
-            masking.remove_pair(total, survivor=member.party.place, dropped=gone.party.place, seed=gone.seed(member))
+    pairs = [  # the seed as whoever restored the dropped member's key derives it
+        (member.party.place, gone.party.place, gone.seed(member)) for gone in dropped for member in survivors
+    ]
+    masking.unmask(total, [masking.self_mask_seed(member.secrets.self_mask) for member in survivors], pairs)
     assert np.array_equal(total, total_of([member.vector for member in survivors], length))
 
 

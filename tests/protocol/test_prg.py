@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nacl.bindings import randombytes_buf_deterministic
 
 from covey_protocol import prg
 from covey_protocol.digest import content_digest
@@ -61,3 +62,26 @@ def test_adding_and_subtracting_are_inverse(seed: bytes, length: int) -> None:
     assert np.array_equal(vector, original + prg.expand(seed, length))
     prg.subtract_mask(vector, seed)
     assert np.array_equal(vector, original)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 9), max_size=5), st.lists(st.integers(0, 9), max_size=5), st.integers(0, prg.BLOCK + 10))
+def test_masks_of_many_seeds_change_a_vector_as_one_by_one(added: list[int], taken: list[int], length: int) -> None:
+    vector = prg.expand(SEED, length)
+    expected = vector.copy()
+    for number in added:
+        expected += prg.expand(bytes([number]) * 32, length)
+    for number in taken:
+        expected -= prg.expand(bytes([number]) * 32, length)
+    prg.change(vector, add=[bytes([n]) * 32 for n in added], subtract=[bytes([n]) * 32 for n in taken])
+    assert np.array_equal(vector, expected)
+
+
+def test_no_seed_makes_more_than_its_keystream() -> None:
+    """The first level's keystream is no mask, and no block is another's beginning."""
+    vector = prg.expand(SEED, prg.BLOCK)
+    first = np.frombuffer(randombytes_buf_deterministic(2 * prg.BLOCK, SEED), "<u2")
+    assert not np.array_equal(vector, first)
+    assert np.array_equal(
+        vector, np.frombuffer(randombytes_buf_deterministic(2 * prg.BLOCK, first[:16].tobytes()), "<u2")
+    )

@@ -217,3 +217,59 @@ def test_a_coordinate_that_is_the_whole_clip_never_leaves_the_range(n_max: int, 
     for number in range(2000):
         vector = ring.encode(update, QUIET, scale, number.to_bytes(32, "big"))
         assert abs(int(vector.view(np.int16)[0])) <= scale.coordinate_bound
+
+
+@pytest.mark.parametrize("sixteenth", [-16, -15, -8, -1, 0, 1, 7, 8, 16])
+def test_over_all_dithers_the_mean_is_exact(sixteenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No direction is favoured, not even by the 131,072nd of a unit that whole 65,536ths would be short of a half."""
+
+    def every_dither(seed: bytes, length: int) -> list[tuple[slice, Ring]]:
+        half = length // 2
+        return [
+            (slice(0, half), np.arange(half, dtype=np.uint16)),
+            (slice(half, length), np.arange(half, length, dtype=np.uint16)),
+        ]
+
+    monkeypatch.setattr(prg, "blocks", every_dither)
+    scale = RingScale(32766.0, 1)  # a unit is 1
+    update = np.full(1 << 16, sixteenth / 16, np.float32)
+    vector = ring.encode(update, QUIET, scale, seed(0)).view(np.int16)[:-4]
+    assert vector.sum(dtype=np.int64) * 16 == sixteenth << 16
+    assert set(vector.tolist()) == {math.floor(sixteenth / 16), math.ceil(sixteenth / 16)}
+
+
+@pytest.mark.parametrize("values", [[5.0, -7.0, 0.0], [32766.0], [-32766.0, 0.0], [20000.0, -20001.0, 300.0]])
+def test_whole_units_stay_as_they_are(values: list[float]) -> None:
+    scale = RingScale(32766.0, 1)
+    for number in range(200):
+        vector = ring.encode(np.array(values, np.float32), QUIET, scale, seed(number))
+        assert vector.view(np.int16)[:-4].tolist() == values
+
+
+@settings(deadline=None, max_examples=60)
+@given(small_scales, st.sampled_from([1, 5, 4096, 8192, 8193, 40_000]), st.integers(0, 2**32), st.booleans())
+def test_the_norm_that_decides_is_exact(scale: RingScale, dimension: int, number: int, peaked: bool) -> None:
+    """Squares are added in float32, which is exact only as long as they are small."""
+    update = updates(1, dimension, scale.clip, number)[0]
+    if peaked:
+        update = np.float32(scale.clip / 2) * np.eye(1, dimension, dtype=np.float32)[0] + update * np.float32(0.3)
+    vector = np.empty(dimension, np.uint16)
+    square = ring._round(update, 1 / scale.step, scale.coordinate_bound, vector, seed(number))
+    assert square == (vector.view(np.int16).astype(np.int64) ** 2).sum()
+
+
+def test_clipping_on_the_way_is_clipping_before() -> None:
+    update = np.random.default_rng(0).normal(size=5000).astype(np.float32) * 3
+    scale = RingScale(2.0, 8)
+    factor, norm = ring.clip_factor(update, scale.clip)
+    clipped, same = ring.clip_norm(update, scale.clip)
+    assert (norm, factor) == (same, scale.clip / norm)
+    one, other = (
+        ring.encode(clipped, QUIET, scale, seed(3)).view(np.int16),
+        ring.encode(update, QUIET, scale, seed(3), factor).view(np.int16),
+    )
+    assert np.abs(one - other).max() <= 1  # the products' last bits differ
+    assert np.count_nonzero(one != other) < 10
+    assert ring.clip_factor(clipped * np.float32(0.5), scale.clip)[0] == 1.0
+    with pytest.raises(LocalError, match="clipped"):
+        ring.encode(update, QUIET, scale, seed(3), 100.0)

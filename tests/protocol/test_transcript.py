@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tests.protocol.rig import Rig, make_manifest
 
 from covey_protocol import masking, prg, ring, topics
+from covey_protocol.chacha import Room
 from covey_protocol.prg import Ring
 from covey_protocol.ring import METRICS, Metrics, RingScale
 from covey_protocol.round_table import GroupStage
@@ -140,8 +141,8 @@ class GivenMasks:
         self.added: dict[bytes, Ring] = {}
         self._blocks = prg.blocks
 
-    def blocks(self, seed: bytes, length: int) -> Iterator[tuple[slice, Ring]]:
-        for where, block in self._blocks(seed, length):
+    def blocks(self, seed: bytes, length: int, room: Room | None = None) -> Iterator[tuple[slice, Ring]]:
+        for where, block in self._blocks(seed, length, room):
             yield where, block + self.added[seed][where] if seed in self.added else block
 
 
@@ -154,7 +155,7 @@ def run_given(
     pair_seed = masking.pair_seed
     now_training = ""
 
-    def given(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes) -> Ring:
+    def given(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float) -> Ring:
         return vectors[now_training].copy()
 
     def noted(secret: bytes, mine: masking.PairParty, theirs: masking.PairParty, context: bytes) -> bytes:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 
 
 def digest(data: bytes, person: bytes, key: bytes = b"") -> bytes:
@@ -38,10 +38,11 @@ def chacha20(seed: bytes, size: int) -> bytes:
 
 
 def mask(seed: bytes, length: int) -> NDArray[np.uint16]:
-    blocks = []
-    for index in range(-(-length // BLOCK)):
-        block_seed = digest(index.to_bytes(8, "little"), b"covey-prg-block", seed)
-        blocks.append(chacha20(block_seed, 2 * min(BLOCK, length - index * BLOCK)))
+    count = -(-length // BLOCK)
+    seeds = chacha20(seed, 32 * count)
+    blocks = [
+        chacha20(seeds[32 * index : 32 * index + 32], 2 * min(BLOCK, length - index * BLOCK)) for index in range(count)
+    ]
     return np.frombuffer(b"".join(blocks), "<u2")
 
 
