@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from covey_agent.fetch import Ask
 from covey_agent.home import AgentHome
 from covey_agent.profile import FirmwareProfile
 from covey_agent.store import Store
@@ -38,6 +39,7 @@ class Courier:
         self._home, self._profile, self._store, self._counter = home, profile, store, counter
         self._link: Link | None = None
         self._sent: dict[bytes, tuple[str, bytes]] = {}  # digest → topic and blob of the last masked vector
+        self._said: dict[str, dict[str, bytes]] = {}  # task → topic → what was said in its round
 
     def attach(self, link: Link) -> None:
         """Use a link from now on, and remember that the agent was started once more."""
@@ -72,17 +74,35 @@ class Courier:
             elif isinstance(effect, Send) and effect.transfer:
                 digest = content_digest(effect.data)
                 self._sent = {digest: (self._topic(effect, digest), effect.data)}
+            elif isinstance(effect, Send):
+                self._said.setdefault(task, {})[self._topic(effect, b"")] = effect.data
         self._store.carry(effects, topic_of=self._topic, largest=self._largest(), tag=task)
-        kick = getattr(self._link, "kick", None)
-        if kick is not None:
-            kick()
+        self._kick()
 
     def forget(self, task: str) -> None:
         """Drop what was never sent of a task's earlier rounds."""
+        self._said.pop(task, None)
         self._store.outbox.discard(tag=task)
+
+    def say_again(self, tasks: set[str]) -> None:
+        """Repeat what was said in the rounds of some tasks, because the broker has lost this device's session.
+
+        What the broker had acknowledged and not yet passed on may be lost with it. The bytes are those that were signed
+        then, and the aggregator drops what it has already.
+
+        Raises:
+            LocalError: The outbox is full.
+        """
+        for task in sorted(tasks & self._said.keys()):
+            for topic, data in self._said[task].items():
+                if not self._store.outbox.holds(topic):
+                    self._store.outbox.put(topic, data, tag=task)
+        self._kick()
 
     def send_again(self, payload: bytes) -> None:
         """Send the pieces of a masked vector that the aggregator lacks, as a HAVE message says.
+
+        While the outbox still holds pieces of it they are on their way, however slowly, and nothing is added to them.
 
         Raises:
             PeerError: The message does not hold, or names a blob that was not sent lately.
@@ -92,17 +112,24 @@ class Courier:
         if have.digest not in self._sent:
             raise StaleError(f"blob {short(have.digest)} is not one this device has sent lately", cause="stage")
         topic, blob = self._sent[have.digest]
-        for piece in split(blob, self._largest() - PIECE_OVERHEAD, have.have):
+        if self._store.outbox.holds(topic):
+            return
+        for piece in split(blob, self._largest() - PIECE_OVERHEAD, have.have, have.size):
             self.link.publish(topic, piece.encode())
 
-    def ask(self, digest: bytes, have: bytes) -> None:
-        """Ask for the pieces of a blob that are not marked in ``have``.
+    @property
+    def online(self) -> bool:
+        """Whether the link is up, as far as it says."""
+        return bool(getattr(self._link, "connected", True))
+
+    def ask(self, ask: Ask) -> None:
+        """Ask for pieces of a blob.
 
         Raises:
             LocalError: The outbox is full.
         """
         context = Context(fleet=self._home.fleet, kind=topics.WANT, sender=self._home.device)
-        data = sign(write(Want(digest=digest, have=have)), context, self._home.key)
+        data = sign(write(Want(digest=ask.digest, have=ask.have, size=ask.size)), context, self._home.key)
         self.link.publish(topics.up(self._home.fleet, self._home.device, topics.WANT), data)
 
     def announce(self, status: str, holds: bool) -> None:
@@ -129,6 +156,11 @@ class Courier:
         context = Context(fleet=self._home.fleet, kind=topics.STATE, sender=self._home.device)
         topic = topics.up(self._home.fleet, self._home.device, topics.STATE)
         return topic, sign(write(state), context, self._home.key)
+
+    def _kick(self) -> None:
+        kick = getattr(self._link, "kick", None)
+        if kick is not None:
+            kick()
 
     def _largest(self) -> int:
         link_limit = int(getattr(self._link, "max_payload", self._profile.chunk_bytes))

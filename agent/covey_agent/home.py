@@ -7,6 +7,7 @@
     agent.yaml      the owner's settings
     agent.db        ledger and outbox
     blobs/          models and bundles, by digest
+    pieces/         what has come of those that are still on their way
 
 Enrolment can be cut off at any instant and repeated: the key is written first and kept, the identity appears in one
 step, and the token's secret is destroyed last.
@@ -34,6 +35,7 @@ KEY_FILE = "device.key"
 IDENTITY_FILE = "identity.cbor"
 DATABASE_FILE = "agent.db"
 BLOBS = "blobs"
+PIECES = "pieces"
 STATUS_FILE = "status.json"
 
 

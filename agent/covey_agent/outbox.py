@@ -177,6 +177,12 @@ class Outbox:
             ).fetchall()
         return [Row(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
 
+    def holds(self, topic: str) -> bool:
+        """Tell whether a message for a topic waits."""
+        with self._lock:
+            row = self._db.execute("SELECT 1 FROM outbox WHERE topic = ? LIMIT 1", (topic,)).fetchone()
+        return row is not None
+
     def delete(self, *ids: int) -> None:
         """Forget messages that the broker has acknowledged; unknown ids are ignored."""
         if not ids:

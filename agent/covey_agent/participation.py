@@ -116,6 +116,10 @@ class Participation:
             self._use_bundle(bundle, manifest)
         return self._missing_model(manifest, self._pending.round)
 
+    def overdue(self, blob: Blob) -> bool:
+        """Whether a blob was published before the pending round opened, if ever, as all but the bundle are."""
+        return self._pending is not None and blob.digest != self._pending.manifest.bundle.digest
+
     def ready(self, grouping: Grouping | None) -> OpenRound | None:
         """Return the pending round if it can be joined now."""
         if self._pending is None or grouping is None or grouping.epoch != self._pending.manifest.epoch:

@@ -16,11 +16,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from covey_agent.blobs import BlobStore
+from covey_agent.blobs import BlobStore, PieceLog
 from covey_agent.courier import STARTS, Courier
 from covey_agent.data import Dataset, load_npz
 from covey_agent.fetch import Fetcher
-from covey_agent.home import BLOBS, STATUS_FILE, AgentHome
+from covey_agent.home import BLOBS, PIECES, STATUS_FILE, AgentHome
 from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
 from covey_agent.status import StatusFile
@@ -119,7 +119,7 @@ class Agent:
             remembered=marks,
         )
         self._blobs = BlobStore(home.path / BLOBS)
-        self._fetcher = Fetcher(2 * profile.model_bytes_max)
+        self._fetcher = Fetcher(2 * profile.model_bytes_max, PieceLog(home.path / PIECES))
         self._tasks: dict[str, Participation] = {}
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
@@ -166,7 +166,10 @@ class Agent:
             self._handle(event)
             self._ask()
             self._status.write(self.snapshot)
-        self._courier.announce("left", bool(self._holds))
+        try:
+            self._courier.announce("left", bool(self._holds))
+        except _SURVIVABLE as error:  # such as a full outbox; the Last Will says it in the end
+            self._refuse(error, topics.STATE)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
@@ -197,7 +200,7 @@ class Agent:
             if isinstance(event, _Trained):
                 self._on_trained(event)
             elif isinstance(event, _Connected):
-                self._courier.announce("online", bool(self._holds))
+                self._on_connected(event.session_present)
             elif event.topic:
                 self._on_message(event.topic, event.payload)
         except _SURVIVABLE as error:
@@ -206,6 +209,13 @@ class Agent:
     def _refuse(self, error: Exception, where: str) -> None:
         level = self.refusals.note(error, where)
         log.log(level, "%s: refused on %s: %s", self.home.device, where, error)
+
+    def _on_connected(self, session_present: bool) -> None:
+        self._fetcher.connected(session_present, self._clock())
+        self._courier.announce("online", bool(self._holds))
+        if not session_present:
+            live = {task for task, part in self._tasks.items() if part.round and not part.round.finished}
+            self._courier.say_again(live)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         place = topics.parse(topic)
@@ -220,6 +230,7 @@ class Agent:
                 return
             if place.kind == topics.BLOB:
                 self._blobs.put(piece.digest, blob)
+                self._fetcher.forget(piece.digest)
                 self._go_on()
                 return
             payload = blob
@@ -301,7 +312,7 @@ class Agent:
         for task, part in self._tasks.items():
             try:
                 for blob in part.missing():
-                    self._fetcher.want(blob.digest, blob.bytes, self._clock())
+                    self._fetcher.want(blob.digest, blob.bytes, self._clock(), overdue=part.overdue(blob))
                 opened = part.ready(self._epoch.grouping)
                 if opened is None:
                     continue
@@ -348,9 +359,9 @@ class Agent:
 
     def _ask(self) -> None:
         """Ask for blobs that do not come by themselves."""
-        for digest, have in self._fetcher.due(self._clock()):
+        for ask in self._fetcher.due(self._clock(), self._courier.online):
             try:
-                self._courier.ask(digest, have)
+                self._courier.ask(ask)
             except LocalError as error:  # such as a full outbox; the question is put again later
                 self._refuse(error, topics.WANT)
 

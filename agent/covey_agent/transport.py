@@ -44,6 +44,7 @@ __all__ = ["Link", "LinkEvents", "LinkOptions", "LinkStatus", "MqttLink"]
 V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 SILENCE_SECONDS = 4.0  # a broker that lets MQTT 5's CONNECT lie that long may be a 3.1.1 one
 STABLE_SECONDS = 10.0  # a connection that lasted this long resets the back-off
+LET_IN_FACTOR = 8.0  # ceiling of the back-off after a connection that the broker had accepted, in base waits
 
 
 class Link(Protocol):
@@ -238,7 +239,9 @@ class MqttLink:
                 continue
             failures = 0 if time.monotonic() - began >= STABLE_SECONDS else failures
             options = self.options
-            pause = backoff_delay(failures, options.backoff_base, options.backoff_cap, options.rng)
+            # Whoever was let in is not knocking on a closed door: the network is poor, and each try brings some more.
+            cap = min(options.backoff_cap, LET_IN_FACTOR * options.backoff_base) if news else options.backoff_cap
+            pause = backoff_delay(failures, options.backoff_base, cap, options.rng)
             failures += 1
             self._shared.stopping.wait(pause)
 

@@ -55,6 +55,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     key_file: str = ""
     protocol: Literal["5", "3.1.1"] = "5"
     max_packet_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = 128 * 1024
+    keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,15 +1,27 @@
-"""The aggregator's connection: aiomqtt with reconnection, and an outgoing queue that survives a lost connection."""
+"""The aggregator's connection: aiomqtt with reconnection, and an outgoing queue that survives a lost connection.
+
+- Nothing larger than the broker's limit is handed over: it would be sent, the connection closed by the broker, and both
+  repeated for ever. The limit is the smaller of the configured one and what an MQTT 5 broker says in its CONNACK.
+- A message counts as received when ``on_message`` has returned: only then is it acknowledged, so what the process had
+  not dealt with when it died comes again. It also keeps the broker from sending faster than messages are dealt with.
+- How much may be unacknowledged is bounded in messages and in bytes, and a slow link has all the time it needs:
+  keep-alive, not a message's own clock, finds a dead one.
+- Who is cancelled first hands over what is queued, within a few seconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
@@ -17,13 +29,17 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from covey_aggregator.home import BrokerSettings
-from covey_protocol.errors import ConfigError
+from covey_protocol.errors import ConfigError, LocalError
 
 log = logging.getLogger("covey.aggregator.link")
 
 CLIENT_ID = "aggregator"
+PACKET_ROOM = 1024  # for a PUBLISH packet's header, topic and properties
+DRAIN_SECONDS = 5.0
 _IN_FLIGHT = 200
-_BACKOFF_CAP = 30.0
+_BYTES_IN_FLIGHT = 1 << 20
+_BACKOFF, _BACKOFF_SHORT, _BACKOFF_CAP = 0.5, 4.0, 30.0
+_STABLE_SECONDS = 10.0
 _SESSION_SECONDS = 86400
 
 
@@ -32,6 +48,37 @@ class _Outgoing:
     topic: str
     payload: bytes = field(repr=False)
     retain: bool
+    expiry: int
+
+    @property
+    def size(self) -> int:
+        """Most bytes that the PUBLISH packet takes: 10 for its header, 5 for an expiry."""
+        return 15 + len(self.topic.encode()) + len(self.payload)
+
+
+class _Client(aiomqtt.Client):
+    """An aiomqtt client that keeps what CONNACK said and acknowledges when told."""
+
+    session_present = False
+    packet_limit = 0
+    window = _IN_FLIGHT
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Properties | None = None
+    ) -> None:
+        self.session_present = bool(flags.session_present)
+        self.packet_limit = int(getattr(properties, "MaximumPacketSize", 0))
+        self.window = min(_IN_FLIGHT, int(getattr(properties, "ReceiveMaximum", _IN_FLIGHT)))
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Make a client; arguments as for ``aiomqtt.Client``."""
+        super().__init__(*args, **options)
+        self._client.manual_ack_set(True)
+
+    def acknowledge(self, message: aiomqtt.Message) -> None:
+        """Tell the broker that a message has been dealt with."""
+        self._client.ack(message.mid, message.qos)
 
 
 class BrokerLink:
@@ -42,83 +89,172 @@ class BrokerLink:
         folder: Where relative file names in the settings start.
         filters: Topic filters to subscribe to.
         on_message: Called on the event loop with topic and payload; must not raise.
+        on_connect: Called on the event loop with whether the broker had kept the session; must not raise.
     """
 
     def __init__(
-        self, settings: BrokerSettings, folder: Path, filters: list[str], on_message: Callable[[str, bytes], None]
+        self,
+        settings: BrokerSettings,
+        folder: Path,
+        filters: list[str],
+        on_message: Callable[[str, bytes], None],
+        on_connect: Callable[[bool], None] | None = None,
     ) -> None:
         self._settings, self._folder, self._filters = settings, folder, filters
-        self._on_message = on_message
+        self._on_message, self._on_connect = on_message, on_connect
         self._outgoing: deque[_Outgoing] = deque()
+        self._unacknowledged: dict[int, _Outgoing] = {}
         self._wake = asyncio.Event()
+        self._limit = settings.max_packet_bytes
+        self._leaving = False
         self.connected = asyncio.Event()
         self.connections = 0
+        self.undeliverable = 0
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Queue a message."""
-        self._outgoing.append(_Outgoing(topic, payload, retain))
+    @property
+    def max_payload(self) -> int:
+        """Most bytes that one message may carry; what is larger must be cut into pieces."""
+        return self._limit - PACKET_ROOM
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry: int = 0) -> None:
+        """Queue a message.
+
+        Args:
+            topic: Where to.
+            payload: What.
+            retain: Whether the broker keeps it for later subscribers.
+            expiry: Seconds after which the broker need not deliver it any more (MQTT 5 only); 0 for never.
+
+        Raises:
+            LocalError: It is larger than the broker takes (cause ``too-large``).
+        """
+        item = _Outgoing(topic, payload, retain, expiry)
+        if item.size > self._limit:
+            raise LocalError(
+                f"broker link: {len(payload)} bytes for {topic} make a packet of {item.size}; "
+                f"the broker takes {self._limit}",
+                cause="too-large",
+            )
+        self._outgoing.append(item)
         self._wake.set()
 
     async def drained(self) -> None:
-        """Wait until everything queued has been handed to the broker."""
-        while self._outgoing:
+        """Wait until the broker has acknowledged everything that was queued."""
+        while self._outgoing or self._unacknowledged:
             await asyncio.sleep(0.01)
 
     async def run(self) -> None:
-        """Connect, and connect again, until cancelled."""
-        pause = 0.5
+        """Connect, and connect again, until cancelled; then hand over what is queued, if the broker is there.
+
+        Raises:
+            ConfigError: A password or certificate cannot be read.
+        """
+        self._leaving, failures = False, 0
         while True:
+            began, ceiling = time.monotonic(), _BACKOFF_CAP
             try:
                 async with self._client() as client:
-                    self.connections += 1
-                    self.connected.set()
-                    log.info("connected to %s:%s", self._settings.host, self._settings.port)
-                    pause = 0.5
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._receive(client), name="covey-receive")
-                        group.create_task(self._send(client), name="covey-send")
+                    ceiling = _BACKOFF_SHORT  # whoever was let in is not knocking on a closed door
+                    await self._serve(client)
             except* aiomqtt.MqttError as errors:
-                reason = "; ".join(sorted(_reasons(errors)))
+                reason = _first(errors)
                 log.warning("broker %s:%s: %s", self._settings.host, self._settings.port, reason)
             finally:
                 self.connected.clear()
+            failures = 0 if time.monotonic() - began >= _STABLE_SECONDS else failures
+            pause = min(ceiling, _BACKOFF * 2.0 ** min(failures, 16))
+            failures += 1
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
-            pause = min(2 * pause, _BACKOFF_CAP)
 
-    async def _receive(self, client: aiomqtt.Client) -> None:
+    async def _serve(self, client: _Client) -> None:
+        """Hold one connection for as long as it lasts."""
+        self._limit = self._settings.max_packet_bytes
+        if client.packet_limit:
+            self._limit = min(self._limit, client.packet_limit)
+        self.connections += 1
+        log.info("connected to %s:%s", self._settings.host, self._settings.port)
+        receive = asyncio.create_task(self._receive(client), name="covey-receive")
+        send = asyncio.create_task(self._send(client), name="covey-send")
+        try:
+            await asyncio.wait({receive, send}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._leaving = True
+            self._wake.set()
+            await asyncio.wait({send}, timeout=DRAIN_SECONDS)
+            if self._outgoing or self._unacknowledged:
+                log.warning("%d messages were not handed over", len(self._outgoing) + len(self._unacknowledged))
+            raise
+        finally:
+            for task in (receive, send):
+                task.cancel()
+            await asyncio.wait({receive, send})
+        for task in (receive, send):
+            if not task.cancelled():
+                task.result()
+
+    async def _receive(self, client: _Client) -> None:
         for topic_filter in self._filters:
-            await client.subscribe(topic_filter, qos=1)
+            await client.subscribe(topic_filter, qos=1, timeout=math.inf)
+        self.connected.set()
+        if self._on_connect is not None:
+            self._on_connect(client.session_present)
         async for message in client.messages:
             payload = message.payload
             self._on_message(str(message.topic), payload if isinstance(payload, bytes) else b"")
+            client.acknowledge(message)
         raise aiomqtt.MqttError("the connection ended")
 
-    async def _send(self, client: aiomqtt.Client) -> None:
+    async def _send(self, client: _Client) -> None:
         """Hand messages over in order, many at a time; what fails goes back to the front of the queue."""
-        slots = asyncio.Semaphore(_IN_FLIGHT)
-        unacknowledged: dict[int, _Outgoing] = {}
+        flying = self._unacknowledged
+        number = weight = 0
 
         async def one(number: int, item: _Outgoing) -> None:
-            await client.publish(item.topic, item.payload, qos=1, retain=item.retain, timeout=60)
-            unacknowledged.pop(number)
-            slots.release()
+            nonlocal weight
+            await client.publish(
+                item.topic,
+                item.payload,
+                qos=1,
+                retain=item.retain,
+                properties=self._properties(item),
+                timeout=math.inf,
+            )
+            flying.pop(number)
+            weight -= item.size
+            self._wake.set()
 
-        number = 0
         try:
             async with asyncio.TaskGroup() as group:
-                while True:
-                    while self._outgoing:
-                        await slots.acquire()
+                while self._outgoing or flying or not self._leaving:
+                    while self._outgoing and len(flying) < client.window and weight < _BYTES_IN_FLIGHT:
                         item = self._outgoing.popleft()
+                        if item.size > self._limit:
+                            self._undeliverable(item)
+                            continue
                         number += 1
-                        unacknowledged[number] = item
+                        weight += item.size
+                        flying[number] = item
                         group.create_task(one(number, item))
                     self._wake.clear()
-                    await self._wake.wait()
+                    if self._outgoing or flying or not self._leaving:
+                        await self._wake.wait()
         finally:
-            self._outgoing.extendleft(reversed(list(unacknowledged.values())))
+            self._outgoing.extendleft(reversed(list(flying.values())))
+            flying.clear()
 
-    def _client(self) -> aiomqtt.Client:
+    def _undeliverable(self, item: _Outgoing) -> None:
+        """Drop what was queued under a larger limit than the broker has now."""
+        self.undeliverable += 1
+        log.error("%d bytes for %s exceed the broker's %d and are dropped", item.size, item.topic, self._limit)
+
+    def _properties(self, item: _Outgoing) -> Properties | None:
+        if not item.expiry or self._settings.protocol != "5":
+            return None
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.MessageExpiryInterval = item.expiry
+        return properties
+
+    def _client(self) -> _Client:
         settings, v5 = self._settings, self._settings.protocol == "5"
         properties = None
         if v5:
@@ -130,7 +266,7 @@ class BrokerLink:
                 password = (self._folder / settings.password_file).read_text(encoding="utf-8").strip()
             except OSError as error:
                 raise ConfigError(f"{self._folder / settings.password_file}: cannot be read: {error}") from error
-        client = aiomqtt.Client(
+        client = _Client(
             settings.host,
             settings.port,
             username=settings.username or None,
@@ -140,6 +276,7 @@ class BrokerLink:
             clean_start=False if v5 else MQTT_CLEAN_START_FIRST_ONLY,
             clean_session=None if v5 else False,
             properties=properties,
+            keepalive=settings.keepalive,
             max_inflight_messages=_IN_FLIGHT,
             max_queued_outgoing_messages=0,
             tls_context=self._tls(),
@@ -161,8 +298,8 @@ class BrokerLink:
         return context
 
 
-def _reasons(error: BaseException) -> set[str]:
-    """Return what the errors inside a group, and groups inside it, say."""
-    if isinstance(error, BaseExceptionGroup):
-        return {reason for inner in error.exceptions for reason in _reasons(inner)}
-    return {str(error)}
+def _first(error: BaseException) -> BaseException:
+    """Return the first error inside a group, and groups inside it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

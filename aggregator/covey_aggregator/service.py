@@ -22,12 +22,20 @@ from covey_aggregator.home import DATABASE_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import Store
-from covey_aggregator.transfers import Transfers
+from covey_aggregator.transfers import Downloads, Transfers
 from covey_protocol import topics
 from covey_protocol.chunks import PIECE_BYTES, PIECE_OVERHEAD, Piece, is_piece, split
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.envelope import Context, open_signed
-from covey_protocol.errors import ConfigError, CoveyError, MalformedError, PeerError, RefusedError, StaleError
+from covey_protocol.errors import (
+    ConfigError,
+    CoveyError,
+    LocalError,
+    MalformedError,
+    PeerError,
+    RefusedError,
+    StaleError,
+)
 from covey_protocol.group_round import GroupRound
 from covey_protocol.messages import Want
 from covey_protocol.payload import read
@@ -38,7 +46,7 @@ log = logging.getLogger("covey.aggregator")
 
 _TICK = 0.1
 _POLL = 1.0
-_WANT_SECONDS = 0.5
+_BLOB_SECONDS = 600  # for which the broker keeps pieces for those who are away; later they ask for what they need
 _SAMPLE = 200
 
 
@@ -65,13 +73,14 @@ class Service:
         self.coordinator = Coordinator(home, self.store, entropy=entropy)
         self.refusals = Refusals()
         self._transfers = Transfers(home.fleet, home.key)
+        self._downloads = Downloads()
         broker = home.settings.broker
-        self.link = BrokerLink(broker, home.path, [topics.up(home.fleet, "+", "#")], self.on_message)
-        self._largest = min(PIECE_BYTES, broker.max_packet_bytes - 1024)
+        own = [topics.up(home.fleet, "+", "#")]
+        self.link = BrokerLink(broker, home.path, own, self.on_message, self._on_connect)
         self._jobs = ThreadPoolExecutor(2, "covey-jobs")
         self._combining = False
         self._round: RoundRun | None = None  # the one that transfers belong to
-        self._wants: dict[tuple[str, bytes], float] = {}
+        self._standing: dict[str, tuple[bytes, bool]] = {}  # topic → what was said last in this round or epoch
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self) -> None:
@@ -133,12 +142,8 @@ class Service:
         blob = self.coordinator.models.serve(want.digest)
         if blob is None:
             raise RefusedError(f"{device!r} asks for a blob that is not served", cause="want")
-        if now - self._wants.get((device, want.digest), -_WANT_SECONDS) < _WANT_SECONDS:
-            raise StaleError(f"{device!r} asks again too soon", cause="too-soon")
-        self._wants = {key: at for key, at in self._wants.items() if now - at < _WANT_SECONDS}
-        self._wants[device, want.digest] = now
-        for piece in split(blob, self._largest - PIECE_OVERHEAD, want.have):
-            self._publish(topics.down(self._home.fleet, device, topics.BLOB), piece.encode())
+        for data in self._downloads.answer(device, want, blob, self._piece_bytes, now):
+            self._publish(topics.down(self._home.fleet, device, topics.BLOB), data, expiry=_BLOB_SECONDS)
 
     async def _tick(self) -> None:
         polled = 0.0
@@ -163,6 +168,7 @@ class Service:
         if self.coordinator.run is not self._round:
             self._round = self.coordinator.run
             self._transfers.clear()
+            self._standing.clear()
         for effect in effects:
             match effect:
                 case Publish(kind, id, data, retain):
@@ -178,17 +184,35 @@ class Service:
                     raise AssertionError(f"no carrier for {effect}")
         self._start_jobs()
 
+    @property
+    def _piece_bytes(self) -> int:
+        """Bytes of a blob in one piece, by what the broker takes at the moment."""
+        return min(PIECE_BYTES, self.link.max_payload) - PIECE_OVERHEAD
+
     def _publish_pieces(self, topic: str, data: bytes, kind: str, retain: bool) -> None:
-        if kind != topics.BLOB and len(data) <= self._largest:
+        if kind != topics.BLOB:
+            self._standing[topic] = (data, retain)
+        if kind != topics.BLOB and len(data) <= min(PIECE_BYTES, self.link.max_payload):
             self._publish(topic, data, retain)
             return
-        for piece in split(data, self._largest - PIECE_OVERHEAD):
-            self._publish(topic, piece.encode())
+        for piece in split(data, self._piece_bytes):
+            self._publish(topic, piece.encode(), expiry=_BLOB_SECONDS if kind == topics.BLOB else 0)
 
-    def _publish(self, topic: str, data: bytes, retain: bool = False) -> None:
+    def _publish(self, topic: str, data: bytes, retain: bool = False, expiry: int = 0) -> None:
         if self.coordinator.run is not None:
             self.coordinator.run.bytes_down += len(data)
-        self.link.publish(topic, data, retain=retain)
+        try:
+            self.link.publish(topic, data, retain=retain, expiry=expiry)
+        except LocalError as error:
+            log.log(self.refusals.note(error, topics.kind_of(topic)), "%s", error)
+
+    def _on_connect(self, session_present: bool) -> None:
+        """Say again what stands, if the broker has forgotten sessions and retained messages; twice harms nobody."""
+        if session_present or self.link.connections <= 1:
+            return
+        log.info("the broker has lost the session; %d messages are published again", len(self._standing))
+        for topic, (data, retain) in list(self._standing.items()):
+            self._publish_pieces(topic, data, topics.kind_of(topic), retain)
 
     def _start_jobs(self) -> None:
         """Hand sums and the combination to threads."""

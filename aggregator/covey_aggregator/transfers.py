@@ -1,18 +1,34 @@
-"""Masked vectors on their way in, each within the size its device has signed for."""
+"""Blobs in pieces: masked vectors on their way in, models and bundles on their way out to those who ask."""
 
 from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from dataclasses import dataclass
 
 from nacl.signing import SigningKey
 
 from covey_protocol import topics
-from covey_protocol.chunks import Piece, Reassembler
+from covey_protocol.chunks import WINDOW_BYTES, Piece, Reassembler, lacking, split, window_count
 from covey_protocol.effects import Deliver, Expect
 from covey_protocol.envelope import Context, sign
+from covey_protocol.errors import StaleError
 from covey_protocol.identity import AGGREGATOR
-from covey_protocol.messages import MAX_MODEL_BYTES, Have
+from covey_protocol.messages import MAX_MODEL_BYTES, Have, Want
 from covey_protocol.payload import write
 
 STALL_SECONDS = 3.0
+STALL_MAX = 60.0
+QUEUE_SECONDS = 30.0  # how long a transfer may stand still while others move: its pieces may be queued behind theirs
+
+
+@dataclass
+class _Incoming:
+    digest: bytes
+    reassembler: Reassembler
+    moved: float
+    patience: float = STALL_SECONDS
+    asked: float = float("-inf")
 
 
 class Transfers:
@@ -24,42 +40,116 @@ class Transfers:
 
     def __init__(self, fleet: str, key: SigningKey) -> None:
         self._fleet, self._key = fleet, key
-        self._by_device: dict[str, tuple[bytes, Reassembler]] = {}
-        self._moved: dict[str, float] = {}
+        self._by_device: dict[str, _Incoming] = {}
+        self._moved = float("-inf")  # when a piece came last, whoever sent it
 
     def expect(self, effect: Expect, now: float) -> None:
         """Announce a device's blob; an earlier one that did not come is forgotten."""
         reassembler = Reassembler(min(effect.bytes, MAX_MODEL_BYTES))
         reassembler.expect(effect.digest, effect.bytes)
-        self._by_device[effect.device] = (effect.digest, reassembler)
-        self._moved[effect.device] = now
+        self._by_device[effect.device] = _Incoming(effect.digest, reassembler, now)
 
     def add(self, device: str, piece: Piece, now: float) -> bytes | None:
         """Take a piece; return the blob when it is whole; errors as ``Reassembler.add``."""
-        if device not in self._by_device:
+        incoming = self._by_device.get(device)
+        if incoming is None:
             Reassembler(0).add(piece)  # refuses: nobody announced it
             return None
-        digest, reassembler = self._by_device[device]
-        blob = reassembler.add(piece)
-        self._moved[device] = now
-        if blob is not None and piece.digest == digest:
+        blob = incoming.reassembler.add(piece)
+        self._moved = now
+        if incoming.reassembler.news:
+            incoming.moved, incoming.patience = now, STALL_SECONDS
+        if blob is not None and piece.digest == incoming.digest:
             self._by_device.pop(device)
-            self._moved.pop(device)
         return blob
 
     def stalled(self, now: float) -> list[Deliver]:
-        """Tell devices whose transfers do not move which pieces are here."""
+        """Tell devices whose transfers do not move which pieces are here, ever more rarely.
+
+        While pieces of others arrive, those of this one may stand in the broker's queue behind them. To ask for them
+        then would bring them twice and make the queue longer, at the worst moment.
+        """
         asks = []
-        for device, moved in self._moved.items():
-            if now - moved >= STALL_SECONDS:
-                self._moved[device] = now
-                digest, reassembler = self._by_device[device]
-                context = Context(fleet=self._fleet, kind=topics.HAVE, sender=AGGREGATOR, recipient=device)
-                data = sign(write(Have(digest=digest, have=reassembler.have(digest))), context, self._key)
-                asks.append(Deliver(device, topics.HAVE, data))
+        flowing = now - self._moved < STALL_SECONDS
+        for device, incoming in self._by_device.items():
+            patience = max(incoming.patience, QUEUE_SECONDS if flowing else 0.0)
+            if now - max(incoming.moved, incoming.asked) < patience:
+                continue
+            incoming.asked, incoming.patience = now, min(2 * incoming.patience, STALL_MAX)
+            have = Have(
+                digest=incoming.digest,
+                have=incoming.reassembler.have(incoming.digest),
+                size=incoming.reassembler.size(incoming.digest),
+            )
+            context = Context(fleet=self._fleet, kind=topics.HAVE, sender=AGGREGATOR, recipient=device)
+            asks.append(Deliver(device, topics.HAVE, sign(write(have), context, self._key)))
         return asks
 
     def clear(self) -> None:
         """Forget everything: the round is over."""
         self._by_device.clear()
-        self._moved.clear()
+
+
+AGAIN_SECONDS = 2.0
+BURST_BYTES = 32 * WINDOW_BYTES
+BYTES_A_SECOND = 4 * WINDOW_BYTES
+_ENCODED_BLOBS = 4
+_DEVICES_MAX = 10_000
+
+
+@dataclass
+class _Asker:
+    last: Want | None = None
+    at: float = 0.0
+    allowance: float = BURST_BYTES
+
+
+class Downloads:
+    """Answers WANT messages: a window of the missing pieces each, and no more than a device may ask for.
+
+    The device counts what it has asked for among what it has, so an answer needs no memory of earlier ones; only the
+    same question again, as QoS 1 may bring it, is recognised.
+    """
+
+    def __init__(self) -> None:
+        self._askers: OrderedDict[str, _Asker] = OrderedDict()
+        self._encoded: OrderedDict[tuple[bytes, int], list[bytes]] = OrderedDict()
+
+    def answer(self, device: str, want: Want, blob: bytes, size: int, now: float) -> list[bytes]:
+        """Return the encoded pieces to send.
+
+        Args:
+            device: Who asks.
+            want: What it asked.
+            blob: The blob it asked for.
+            size: Bytes a piece.
+            now: Monotonic seconds.
+
+        Raises:
+            StaleError: It asks the same again, or for more than its share.
+            MalformedError: The bitmap counts in impossible pieces.
+        """
+        asker = self._askers.setdefault(device, _Asker(at=now))
+        self._askers.move_to_end(device)
+        if len(self._askers) > _DEVICES_MAX:
+            self._askers.popitem(last=False)
+        if want == asker.last and now - asker.at < AGAIN_SECONDS:
+            raise StaleError(f"{device!r} asks again too soon", cause="too-soon")
+        indices = list(itertools.islice(lacking(len(blob), size, want.have, want.size), window_count(size)))
+        allowance = min(BURST_BYTES, asker.allowance + (now - asker.at) * BYTES_A_SECOND)
+        weight = len(indices) * min(size, len(blob))
+        if weight > allowance:
+            raise StaleError(f"{device!r} asks for more than its share", cause="too-soon")
+        asker.last, asker.at, asker.allowance = want, now, allowance - weight
+        pieces = self._pieces(want.digest, blob, size)
+        return [pieces[index] for index in indices]
+
+    def _pieces(self, digest: bytes, blob: bytes, size: int) -> list[bytes]:
+        """Return all pieces, encoded once for all who ask."""
+        key = (digest, size)
+        if key not in self._encoded:
+            self._encoded[key] = [piece.encode() for piece in split(blob, size)]
+            while len(self._encoded) > _ENCODED_BLOBS:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(key)
+        return self._encoded[key]

@@ -86,8 +86,10 @@ BROKER = {
         "key_file": "The certificate's key.",
         "protocol": "MQTT version.",
         "max_packet_bytes": (
-            "Largest MQTT packet that the broker takes; payloads are cut to 1,024 bytes less, at most 64 KiB."
+            "Largest MQTT packet that the broker takes; payloads are cut to 1,024 bytes less, at most 64 KiB. "
+            "What an MQTT 5 broker says itself counts where it is less."
         ),
+        "keepalive": "Seconds without traffic before the aggregator shows that it is alive.",
     },
     "covey_agent.config": {
         "host": "Another host; empty keeps the bundle's.",

@@ -3,10 +3,14 @@
 A piece is the CBOR array [digest, total bytes, piece size, index, data]. Pieces carry no signature: a blob counts only
 once all of it is there and its digest is the one that a signed message named. Anything larger than the piece size
 travels this way, on the topic it would have had in one piece.
+
+Piece sizes may change on the way, because a sender's limit is that of the broker it is connected to at the moment. So
+what has come is kept as stretches of bytes, and a bitmap goes together with the piece size that it counts in.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +21,7 @@ from covey_protocol.errors import MalformedError, RefusedError
 
 PIECE_BYTES = 64 * 1024
 PIECE_OVERHEAD = 64
+WINDOW_BYTES = 4 * PIECE_BYTES  # what one WANT is answered with, at most
 _PIECE_MIN, _PIECE_MAX = 256, 1 << 20
 
 
@@ -63,12 +68,38 @@ def piece_count(total: int, size: int) -> int:
     return max(1, -(-total // size))
 
 
-def split(blob: bytes, size: int = PIECE_BYTES, have: bytes = b"") -> Iterator[Piece]:
-    """Yield the pieces of a blob that are not marked in the bitmap ``have``."""
+def window_count(size: int) -> int:
+    """Return how many pieces of a size one WANT is answered with."""
+    return max(1, WINDOW_BYTES // size)
+
+
+def split(blob: bytes, size: int = PIECE_BYTES, have: bytes = b"", have_size: int = 0) -> Iterator[Piece]:
+    """Yield the pieces of a blob that are not marked in the bitmap ``have``.
+
+    Args:
+        blob: The whole.
+        size: Bytes a piece.
+        have: What the receiver has.
+        have_size: Piece size that the bitmap counts in; 0 means the same as ``size``.
+    """
     name = content_digest(blob)
-    for index in range(piece_count(len(blob), size)):
-        if not bit(have, index):
-            yield Piece(name, len(blob), size, index, blob[index * size : (index + 1) * size])
+    for index in lacking(len(blob), size, have, have_size):
+        yield Piece(name, len(blob), size, index, blob[index * size : (index + 1) * size])
+
+
+def lacking(total: int, size: int, have: bytes = b"", have_size: int = 0) -> Iterator[int]:
+    """Yield the indices of pieces that hold anything not marked in ``have``; arguments as for ``split``.
+
+    Raises:
+        MalformedError: The bitmap counts in pieces of a size that no piece has.
+    """
+    unit = have_size or size
+    if not _PIECE_MIN <= unit <= _PIECE_MAX:
+        raise MalformedError(f"a bitmap of pieces of {unit} bytes")
+    for index in range(piece_count(total, size)):
+        first, last = index * size, max(index * size, min(total, (index + 1) * size) - 1)
+        if not all(bit(have, number) for number in range(first // unit, last // unit + 1)):
+            yield index
 
 
 def bit(bitmap: bytes, index: int) -> bool:
@@ -77,41 +108,73 @@ def bit(bitmap: bytes, index: int) -> bool:
 
 
 class Transfer:
-    """One blob on its way in."""
+    """One blob on its way in.
 
-    def __init__(self, digest: bytes, total: int, size: int) -> None:
-        self.digest, self.total, self.size = digest, total, size
+    Attributes:
+        size: Piece size of the newest piece, in which ``have`` counts; 0 before there is one.
+    """
+
+    def __init__(self, digest: bytes, total: int) -> None:
+        self.digest, self.total, self.size = digest, total, 0
         self._buffer = bytearray(total)
-        self._missing = set(range(piece_count(total, size)))
+        self._here: list[tuple[int, int]] = []  # stretches [start, end), in order, with gaps between them
 
-    def add(self, piece: Piece) -> bytes | None:
-        """Take a piece; return the blob when it is whole.
+    def add(self, piece: Piece) -> bool:
+        """Take a piece; tell whether it brought anything new.
 
         Raises:
-            MalformedError: The blob is whole but does not have the digest it goes by; everything is to be sent again.
+            MalformedError: It contradicts what is known of the blob's length.
         """
-        if (piece.total, piece.size) != (self.total, self.size):
+        if piece.total != self.total:
             raise MalformedError(f"pieces of blob {short(self.digest)} disagree about its size")
-        if piece.index in self._missing:
-            self._missing.discard(piece.index)
-            start = piece.index * self.size
-            self._buffer[start : start + len(piece.data)] = piece.data
-        if self._missing:
+        self.size = piece.size
+        start = piece.index * piece.size
+        end = start + len(piece.data)
+        if self._holds(start, end):
+            return False
+        self._buffer[start:end] = piece.data
+        self._mark(start, end)
+        return True
+
+    def blob(self) -> bytes | None:
+        """Return the blob if it is whole.
+
+        Raises:
+            MalformedError: It is whole but does not have the digest it goes by; everything is to be sent again.
+        """
+        if not self._holds(0, self.total):
             return None
         blob = bytes(self._buffer)
         if content_digest(blob) != self.digest:
-            self._missing = set(range(piece_count(self.total, self.size)))
+            self._here = []
             raise MalformedError(f"blob {short(self.digest)} does not have the digest it goes by", cause="digest")
         return blob
 
     def have(self) -> bytes:
-        """Return the bitmap of the pieces that are here."""
+        """Return the bitmap of the pieces that are here, in pieces of ``size`` bytes."""
+        if not self.size:
+            return b""
         count = piece_count(self.total, self.size)
         bitmap = bytearray(-(-count // 8))
         for index in range(count):
-            if index not in self._missing:
+            if self._holds(index * self.size, min(self.total, (index + 1) * self.size)):
                 bitmap[index // 8] |= 1 << (index % 8)
         return bytes(bitmap)
+
+    def _holds(self, start: int, end: int) -> bool:
+        place = bisect_left(self._here, (start + 1,)) - 1
+        return start == end or (place >= 0 and self._here[place][1] >= end)
+
+    def _mark(self, start: int, end: int) -> None:
+        """Add a stretch and join it with those it touches."""
+        first = bisect_left(self._here, (start,))
+        if first and self._here[first - 1][1] >= start:
+            first -= 1
+        last = first
+        while last < len(self._here) and self._here[last][0] <= end:
+            start, end = min(start, self._here[last][0]), max(end, self._here[last][1])
+            last += 1
+        self._here[first:last] = [(start, end)]
 
 
 class Reassembler:
@@ -126,6 +189,7 @@ class Reassembler:
         self._unannounced = unannounced
         self._expected: dict[bytes, int] = {}
         self._transfers: dict[bytes, Transfer] = {}
+        self.news = False  # whether the last piece brought anything
 
     def expect(self, digest: bytes, total: int) -> None:
         """Announce a blob.
@@ -155,7 +219,8 @@ class Reassembler:
         transfer = self._transfers.get(piece.digest)
         if transfer is None:
             transfer = self._start(piece)
-        blob = transfer.add(piece)
+        self.news = transfer.add(piece)
+        blob = transfer.blob()
         if blob is not None:
             self.forget(piece.digest)
         return blob
@@ -164,6 +229,11 @@ class Reassembler:
         """Return the bitmap of a blob's pieces that are here; empty when there is none yet."""
         transfer = self._transfers.get(digest)
         return transfer.have() if transfer else b""
+
+    def size(self, digest: bytes) -> int:
+        """Return the piece size that ``have`` counts in; 0 when no piece is here."""
+        transfer = self._transfers.get(digest)
+        return transfer.size if transfer else 0
 
     def _start(self, piece: Piece) -> Transfer:
         announced = self._expected.get(piece.digest)
@@ -175,6 +245,6 @@ class Reassembler:
             loose = [name for name in self._transfers if name not in self._expected]
             while loose and sum(self._transfers[name].total for name in loose) + piece.total > self._unannounced:
                 self._transfers.pop(loose.pop(0))
-        transfer = Transfer(piece.digest, piece.total, piece.size)
+        transfer = Transfer(piece.digest, piece.total)
         self._transfers[piece.digest] = transfer
         return transfer

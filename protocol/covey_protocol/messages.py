@@ -33,6 +33,7 @@ RosterSize = Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)]
 Threshold = Annotated[int, msgspec.Meta(ge=1, le=ROSTER_MAX)]
 SketchSize = Annotated[int, msgspec.Meta(ge=0, le=SKETCH_MAX)]
 NoiseMultiplier = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+PieceSize = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 
 class State(Payload, frozen=True, kw_only=True):
@@ -292,11 +293,13 @@ class Close(Payload, frozen=True, kw_only=True):
 class Want(Payload, frozen=True, kw_only=True):
     """WANT: a device asks for the pieces of a blob that it lacks.
 
-    Bit i of ``have``, least significant first, is set for every piece i that is there.
+    Bit i of ``have``, least significant first, is set for every piece i that is there or that was asked for and is
+    still expected. ``size`` is the piece size that the bitmap counts in, 0 when no piece has come yet.
     """
 
     digest: Digest
     have: Annotated[bytes, msgspec.Meta(max_length=64 * 1024)] = b""
+    size: PieceSize = 0
 
 
 class Have(Payload, frozen=True, kw_only=True):
@@ -304,6 +307,7 @@ class Have(Payload, frozen=True, kw_only=True):
 
     digest: Digest
     have: Annotated[bytes, msgspec.Meta(max_length=64 * 1024)] = b""
+    size: PieceSize = 0
 
 
 prepare(globals())

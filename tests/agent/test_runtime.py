@@ -99,7 +99,7 @@ def test_an_agent_takes_part_in_an_epoch_and_a_round(world: World) -> None:
     assert world.group is not None
     assert world.group.awaited() == {DEVICE}  # it waits for the bundle, and asks for it when none comes
     assert not world.wants
-    world.later(2)
+    world.later(8)
     assert [want.digest for want in world.wants] == [BUNDLE.digest]
     assert world.group.stage is GroupStage.SUMMING
     assert DEVICE in world.group.survivors
@@ -138,7 +138,7 @@ def test_who_missed_the_close_asks_for_the_step_and_then_joins(fleet: World) -> 
     fleet.open_round(2)
     assert fleet.group is not None
     assert fleet.group.stage is GroupStage.JOINING
-    fleet.later(2)
+    fleet.later(8)
     assert fleet.delta is not None
     assert [want.digest for want in fleet.wants] == [fleet.delta.blob.digest]
     assert DEVICE in fleet.group.survivors
@@ -344,7 +344,7 @@ def test_a_model_that_is_not_the_named_one_is_refused_and_asked_for_again(fleet:
 
     fleet.open_round()
     fleet.tamper = change
-    fleet.later(2)
+    fleet.later(8)
     assert [want.digest for want in fleet.wants] == [wanted]
     assert fleet.agent.refusals.counts == {"digest": 1}
     assert joins(fleet) == []
@@ -393,7 +393,7 @@ def test_wishes_of_rounds_gone_by_are_not_repeated(fleet: World) -> None:
         fleet.weights = np.full(BUNDLE.dimension, round_ / 10, np.float32)
         names.append(content_digest(model.to_bytes(fleet.weights)))
         fleet.open_round(round_)
-        fleet.later(2)
+        fleet.later(8)
     fleet.wants.clear()
     for _ in range(8):
         fleet.later(100)
@@ -538,7 +538,7 @@ def test_a_question_says_which_pieces_are_here(world: World) -> None:
     for piece in pieces[1:]:
         world.say(topics.pub(FLEET, topics.BLOB, piece.digest.hex()), piece.encode())
     world.settle()
-    world.later(2)
+    world.later(8)
     [want] = world.wants
     assert list(split(BUNDLE.encode(), PIECE, want.have)) == pieces[:1]
     world.say(topics.pub(FLEET, topics.BLOB, pieces[0].digest.hex()), pieces[0].encode())
@@ -653,7 +653,7 @@ def test_a_restart_sits_the_round_out_and_takes_part_in_the_next(fleet: World, s
     fleet.close_round()
     fleet.open_round(2)
     assert fleet.group is not None
-    fleet.later(2)
+    fleet.later(8)
     assert DEVICE in fleet.group.survivors
     assert [join.sequence for join in joins(fleet)] == [1, 2]
 
@@ -730,7 +730,7 @@ def test_a_restart_knows_its_group_and_its_last_model(fleet: World) -> None:
     fleet.settle()
     assert fleet.agent.snapshot()["group"] == "1-s-0"
     fleet.open_round(3)
-    fleet.later(2)
+    fleet.later(8)
     assert fleet.delta is not None
     assert [want.digest for want in fleet.wants] == [fleet.delta.blob.digest]
     assert fleet.group is not None
@@ -764,20 +764,20 @@ def test_a_blob_that_cannot_be_written_does_not_end_the_agent(
     world.open_round()
     with monkeypatch.context() as patch:
         patch.setattr(BlobStore, "put", full)
-        world.later(2)
+        world.later(8)
     assert "No space left on device" in caplog.text
     assert joins(world) == []
     world.open_round(2)
-    world.later(2)
+    world.later(8)
     assert len(joins(world)) == 1
 
 
 def test_a_full_outbox_does_not_end_the_agent(world: World) -> None:
     world.open_epoch()
     world.open_round()
-    limit, world.store.outbox.max_bytes = world.store.outbox.max_bytes, 500
+    limit, world.store.outbox.max_bytes = world.store.outbox.max_bytes, 100
     world.link.up = False
-    world.later(2)
+    world.later(8)
     assert world.agent.refusals.counts["outbox-full"] >= 1
     world.store.outbox.max_bytes = limit
     world.link.up = True

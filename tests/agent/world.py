@@ -272,7 +272,7 @@ class World:
     def later(self, seconds: float) -> None:
         """Let time pass, and the agent notice."""
         self.now += seconds
-        self.agent.connected(True)
+        self.agent.deliver("", b"")
         self.settle()
 
     def said(self, kind: str) -> list[bytes]:
@@ -297,7 +297,7 @@ class World:
             want = read(Want, open_signed(payload, context, key))
             self.wants.append(want)
             if self.serves and want.digest in self.blobs:
-                for piece in split(self.blobs[want.digest], PIECE, want.have):
+                for piece in split(self.blobs[want.digest], PIECE, want.have, want.size):
                     self.say(topics.down(FLEET, DEVICE, topics.BLOB), piece.encode())
         elif is_piece(payload):
             self._piece(DEVICE, payload)

@@ -180,14 +180,62 @@ def test_a_blob_of_another_size_than_announced() -> None:
         reassembler.add(pieces_of()[0])
 
 
-def test_pieces_that_disagree_about_the_size() -> None:
+def test_pieces_that_disagree_about_the_length() -> None:
     reassembler = announced()
     reassembler.add(pieces_of()[0])
-    (other,) = list(chunks.split(BLOB, 2 * SIZE))[1:2]
-    for piece in (other, replace(pieces_of()[1], total=len(BLOB) + 1)):
-        with pytest.raises(MalformedError):
-            reassembler.add(piece)
+    with pytest.raises(MalformedError):
+        reassembler.add(replace(pieces_of()[1], total=len(BLOB) + 1))
     assert [reassembler.add(piece) for piece in pieces_of()[1:]][-1] == BLOB
+
+
+@settings(deadline=None, max_examples=60)
+@given(blobs, st.randoms(use_true_random=False))
+def test_pieces_of_many_sizes_make_one_blob_and_bitmaps_ask_for_what_is_missing(
+    blob: bytes, dice: random.Random
+) -> None:
+    reassembler, name = announced(blob), content_digest(blob)
+    for _ in range(100):
+        size = dice.choice([256, 300, 512, 700, 4096])
+        have, unit = reassembler.have(name), reassembler.size(name)
+        rest = list(chunks.split(blob, size, have, unit))
+        assert rest, "a blob that is not whole lacks something in every size"
+        for piece in rest if unit else []:
+            covered = range(piece.index * size, piece.index * size + len(piece.data))
+            assert any(not chunks.bit(have, byte // unit) for byte in covered)
+        whole = reassembler.add(dice.choice(rest))
+        if whole is not None:
+            assert whole == blob
+            break
+    else:
+        pytest.fail("every piece brings something")
+
+
+def test_a_bitmap_that_counts_in_larger_pieces_is_not_read_as_one_of_smaller_ones() -> None:
+    have = announced()
+    for piece in chunks.split(BLOB, 512):
+        if piece.index != 2:  # bytes 1024 to 1297
+            have.add(piece)
+    bitmap, unit = have.have(NAME), have.size(NAME)
+    assert (bitmap, unit) == (b"\x03", 512)
+    assert [piece.index for piece in chunks.split(BLOB, 256, bitmap, unit)] == [4, 5]
+    assert [piece.index for piece in chunks.split(BLOB, 4096, bitmap, unit)] == [0]
+    with pytest.raises(MalformedError, match="pieces of 255 bytes"):
+        list(chunks.split(BLOB, 512, bitmap, 255))
+
+
+def test_what_brings_nothing_is_no_news() -> None:
+    reassembler, pieces = announced(), pieces_of()
+    reassembler.add(pieces[0])
+    assert reassembler.news
+    reassembler.add(pieces[0])
+    assert not reassembler.news
+    reassembler.add(pieces[1])
+    assert reassembler.news
+
+
+def test_one_want_is_worth_a_window() -> None:
+    assert chunks.window_count(chunks.PIECE_BYTES) == 4
+    assert chunks.window_count(1 << 20) == 1
 
 
 def test_announced_blobs_stay_within_the_budget() -> None:
