@@ -11,6 +11,8 @@ finish, do after a few aborts of their groups, in whatever stage they refuse.
 - Whenever groups are drawn anew, everybody with two strikes is *sentenced*: the list does not name them for ten rounds,
   then twenty, then forty and so on. They come back on their last warning. A flaky link is no crime, but coming back to
   abort again gets dearer every time.
+- Who is proven to have dealt bad shares has three strikes at once, which no finished round clears; a group that aborts
+  with such a member falls at once, and the first sentence is eighty rounds. No flaky link deals bad shares.
 - At most a third is left out at once, the worst first. When more than that fail alike, it is the weather.
 - Where a sum is spoilt and nobody is proven to have done it, all its members are suspects. Those who are suspects again
   in group after group are sentenced too: honest companions are cleared by the first round that they finish elsewhere.
@@ -28,6 +30,7 @@ STRIKES = 3
 SUSPICIONS = 5
 SIT_OUT_ROUNDS = 10
 DOUBLINGS = 6
+PROVEN_DOUBLINGS = 3
 FORGET_ROUNDS = 10
 REFORMED = 20
 
@@ -37,6 +40,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     Attributes:
         strikes: Aborts that it helped to cause since it last finished a round.
+        proven: Whether it is proven to have cheated since it was last sentenced.
         at: The round of the last one, or in which one was last forgotten.
         suspicions: Spoilt sums that it was in since it last finished a round.
         sentences: How often it was made to sit out, less one for every ``REFORMED`` rounds it finished since.
@@ -45,6 +49,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     strikes: int = 0
+    proven: bool = False
     at: int = 0
     suspicions: int = 0
     sentences: int = 0
@@ -83,6 +88,7 @@ class Conduct:
         causers: Mapping[str, Iterable[str]],
         finishers: Iterable[str],
         suspects: Mapping[str, Iterable[str]] | None = None,
+        proven: Iterable[str] = (),
     ) -> None:
         """Take a round's outcome.
 
@@ -90,6 +96,7 @@ class Conduct:
             causers: For every group that aborted, whose answers were missing or wrong.
             finishers: Devices that did their part to the end in a group that closed.
             suspects: For every group that aborted and of which nobody knows why, who may have spoilt it.
+            proven: Devices that are proven to have dealt bad shares, whether their group aborted or not.
         """
         state, suspected = self._state, suspects or {}
         state.rounds += 1
@@ -102,6 +109,9 @@ class Conduct:
             record.strikes, record.at = record.strikes + 1, state.rounds
         for name in {name for names in suspected.values() for name in names}:
             state.devices.setdefault(name, Record()).suspicions += 1
+        for name in set(proven):
+            record = state.devices.setdefault(name, Record())
+            record.strikes, record.at, record.proven = max(record.strikes, STRIKES), state.rounds, True
         for record in state.devices.values():
             if record.strikes and state.rounds - max(record.at, record.back) >= FORGET_ROUNDS:
                 record.strikes, record.at = record.strikes - 1, state.rounds
@@ -112,9 +122,15 @@ class Conduct:
         return [
             group
             for group, members in sorted(groups.items())
-            if self._state.aborts.get(group, 0) >= ABORTS_IN_A_ROW
-            and (group in self._state.spoilt or any(self.strikes(name) >= STRIKES for name in members))
+            if self._is_fallen(group, [self._state.devices.get(name, Record()) for name in members])
         ]
+
+    def _is_fallen(self, group: str, records: Collection[Record]) -> bool:
+        aborts = self._state.aborts.get(group, 0)
+        if aborts and any(record.proven for record in records):
+            return True
+        known = any(record.strikes >= STRIKES for record in records)
+        return aborts >= ABORTS_IN_A_ROW and (known or group in self._state.spoilt)
 
     def strikes(self, name: str) -> int:
         """Return a device's strikes."""
@@ -134,9 +150,11 @@ class Conduct:
         if len(guilty) > room:  # those who are as bad as the first who has no place are spared with it
             guilty = [entry for entry in guilty[:room] if _weight(entry[1]) > _weight(guilty[room][1])]
         for _, record in guilty:
+            if record.proven:
+                record.sentences = max(record.sentences, PROVEN_DOUBLINGS)
             record.back = state.rounds + SIT_OUT_ROUNDS * 2 ** min(record.sentences, DOUBLINGS)
             record.sentences += 1
-            record.strikes, record.suspicions, record.finished = WARNING, 0, 0
+            record.strikes, record.suspicions, record.finished, record.proven = WARNING, 0, 0, False
         return {name for name, _ in guilty}
 
     def sitting_out(self) -> set[str]:
@@ -149,7 +167,7 @@ class Conduct:
 
     def _finished(self, name: str) -> None:
         record = self._state.devices.get(name)
-        if record is None:
+        if record is None or record.proven:
             return
         record.strikes, record.suspicions, record.finished = 0, 0, record.finished + 1
         if record.finished >= REFORMED and record.sentences:

@@ -25,13 +25,14 @@ from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
 from covey_aggregator.store import Store
 from covey_aggregator.task import Task
+from covey_aggregator.windows import Paces
 from covey_protocol import envelope, topics
 from covey_protocol.digest import digest
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.errors import CoveyError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Manifest
+from covey_protocol.messages import Manifest, Windows
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.roster import OpenRound, Trust
@@ -57,7 +58,7 @@ TABLE = {
 }
 
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
-_CONDUCT, _REGROUPING = "conduct", "regrouping"
+_CONDUCT, _REGROUPING, _PACES = "conduct", "regrouping", "paces"
 
 
 class Coordinator:
@@ -87,6 +88,7 @@ class Coordinator:
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
         self._conduct = Conduct(store.memory(_CONDUCT))
         self._regrouping = Regrouping(store.memory(_REGROUPING))
+        self._paces = Paces(store.memory(_PACES))
         if not self._groupings:
             self._regrouping.ask("there are no groups yet")
         self._running: RunningTask | None = None
@@ -114,6 +116,7 @@ class Coordinator:
         if kind == topics.STATE:
             seen = self.registry.state(device, data, self._wall())
             self._last_arrival = now if seen.arrived else self._last_arrival
+            self._presence(device, seen.status, now)
             return [Note("enrolled", f"{device} has joined the fleet")] if seen.new else []
         if not self.registry.knows(device):
             raise StaleError(f"{kind} from {device!r}, who has not shown an identity", cause="unknown-device")
@@ -126,6 +129,15 @@ class Coordinator:
                 raise StaleError(f"{kind} from {device!r}: no round is open", cause="stage")
             return self._guard(self.run.receive(kind, device, data, now)) + self._after(now)
         raise StaleError(f"{kind} is not for the coordinator", cause="kind")
+
+    def _presence(self, device: str, status: str, now: float) -> None:
+        """Let the round know who is there, unless its devices sleep, and are lost from time to time for that reason."""
+        if self.run is None or self.task is None or self.task.sleep:
+            return
+        if status == "online":
+            self.run.returned(device)
+        else:
+            self.run.lost(device, now)
 
     def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
         """Take a masked vector that was put together from its pieces.
@@ -232,7 +244,7 @@ class Coordinator:
 
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
-        task, online = self._running.task, self.registry.online()
+        task, online = self._running.task, self._present()
         if self._groupings and not self._regrouping.reason and self._viable():
             self._machine.advance("grouped")
             return self._open_round(now)
@@ -258,9 +270,14 @@ class Coordinator:
         note = Note("epoch", f"epoch {self._epoch.epoch} of {len(self._listed())} devices{without}: {reason}")
         return [note, *self._epoch.start(now)]
 
+    def _present(self) -> dict[str, bytes]:
+        """Return names and keys of the devices that count as there: where devices sleep, those that are lost do too."""
+        assert self._running is not None
+        return self.registry.online(or_lost=self._running.task.sleep)
+
     def _viable(self) -> bool:
         """Whether any group still has enough members that are there."""
-        online = self.registry.online()
+        online = self._present()
         return any(
             sum(name in online for name, _ in grouping.members) >= self._home.policy.roster_min
             for grouping in self._groupings
@@ -299,7 +316,7 @@ class Coordinator:
             clip=task.clip,
             n_min=self._home.policy.roster_min,
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
-            windows=task.windows,
+            windows=self._windows(task),
             sealing_key=sealing[1],
         )
         body = write(manifest)
@@ -314,9 +331,18 @@ class Coordinator:
             sequences=self.registry.sequences,
             now=now,
         )
+        for name in [] if task.sleep else self.registry.absent():
+            self.run.lost(name, now, grace=0.0)
         context = opened.context(self._home.fleet, topics.OPEN, AGGREGATOR)
         publish = Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
         return [publish, *running.announcement()]
+
+    def _windows(self, task: Task) -> Windows:
+        """Return the windows that the next round announces."""
+        if task.sleep or not task.adaptive:
+            return task.windows
+        groups = [[name for name, _ in grouping.members] for grouping in self._groupings]
+        return self._paces.windows(task.name, task.windows, groups)
 
     def _guard(self, effects: list[Effect]) -> list[Effect]:
         """Before devices can mask, remember that this model is spent; before a roster, the join sequences."""
@@ -351,9 +377,10 @@ class Coordinator:
             {name: group.causers for name, group in aborted.items()},
             {name for group in closed for name in group.revealers},
             {name: group.dealt for name, group in aborted.items() if not group.causers},
+            run.proven(),
         )
         assert self._running is not None
-        online = self.registry.online()
+        online = self._present()
         members = {grouping.group: [name for name, _ in grouping.members] for grouping in self._groupings}
         grouped = {name for names in members.values() for name in names}
         self._regrouping.round_ended(
@@ -371,6 +398,9 @@ class Coordinator:
             any_closed=bool(closed),
         )
         self._keep_judgement()
+        task = self._running.task
+        self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
+        self._store.keep(_PACES, self._paces.encode())
 
     def _keep_judgement(self) -> None:
         self._store.keep(_CONDUCT, self._conduct.encode())
@@ -378,7 +408,7 @@ class Coordinator:
 
     def _listed(self) -> dict[str, bytes]:
         """Return the devices to group: those that are there and do not sit out, or all if too few would be left."""
-        online, out = self.registry.online(), self._conduct.sitting_out()
+        online, out = self._present(), self._conduct.sitting_out()
         listed = {name: key for name, key in online.items() if name not in out}
         return listed if len(listed) >= self._home.policy.list_min else online
 

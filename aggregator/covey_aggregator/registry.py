@@ -94,9 +94,14 @@ class Registry:
         """Return a known device's key."""
         return self._rows[device].key
 
-    def online(self) -> dict[str, bytes]:
-        """Return names and keys of the devices that are there."""
-        return {name: row.key for name, row in self._rows.items() if row.status == "online"}
+    def online(self, *, or_lost: bool = False) -> dict[str, bytes]:
+        """Return names and keys of the devices that are there, with those that are only lost if asked for."""
+        wanted = ("online", "lost") if or_lost else ("online",)
+        return {name: row.key for name, row in self._rows.items() if row.status in wanted}
+
+    def absent(self) -> list[str]:
+        """Return the devices that are not there."""
+        return [name for name, row in self._rows.items() if row.status != "online"]
 
     def save_sequences(self, names: list[str]) -> None:
         """Write join sequences through to the store."""

@@ -8,6 +8,7 @@ from nacl.signing import SigningKey
 
 from covey_aggregator.combine import GroupMean
 from covey_aggregator.records import GroupRecord
+from covey_aggregator.windows import LOST_GRACE, Answers
 from covey_protocol import topics
 from covey_protocol.effects import Effect
 from covey_protocol.epochs import Grouping
@@ -24,6 +25,11 @@ STAGES = (
     GroupStage.UNMASKING,
     GroupStage.SUMMING,
 )
+
+
+# Which window each answer has to keep; the masked vector itself counts, not the message that announces it.
+_WINDOW_OF = {topics.JOIN: "join", topics.SHARES: "shares", topics.SURVIVORS: "survivors", topics.UNMASK: "unmask"}
+_WINDOW_IN = dict(zip(STAGES, ("join", "shares", "masked", "survivors", "unmask"), strict=False))
 
 
 class RoundRun:
@@ -67,6 +73,9 @@ class RoundRun:
         self.summing: set[str] = set()
         self._left: dict[GroupStage, float] = {}
         self._stages = {name: group.stage for name, group in self.groups.items()}
+        self._began = dict.fromkeys(self.groups, now)
+        self.answers = Answers()
+        self.culprits: frozenset[str] = frozenset()
         self.bytes_up = 0
         self.bytes_down = 0
         self.reached_masking = False
@@ -83,21 +92,45 @@ class RoundRun:
 
     def receive(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
         """Take a device's message; errors as ``GroupRound.receive``."""
-        effects = self.group_of(device).receive(kind, device, data, now)
+        group = self.group_of(device)
+        began = self._began[group.grouping.group]
+        effects = group.receive(kind, device, data, now)
+        if kind in _WINDOW_OF:
+            self.answers.seconds[_WINDOW_OF[kind]][device] = now - began
         self._note_stages(now)
         return effects
 
     def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
         """Take a masked vector; errors as ``GroupRound.vector``."""
-        effects = self.group_of(device).vector(device, blob, now)
+        group = self.group_of(device)
+        began = self._began[group.grouping.group]
+        effects = group.vector(device, blob, now)
+        self.answers.seconds["masked"][device] = now - began
         self._note_stages(now)
         return effects
 
+    def lost(self, device: str, now: float, grace: float = LOST_GRACE) -> None:
+        """Hear that a device's connection is gone: after ``grace`` seconds no stage waits for it."""
+        if device in self._group_of:
+            self.group_of(device).lost(device, now + grace)
+
+    def returned(self, device: str) -> None:
+        """Hear that a device is there again."""
+        if device in self._group_of:
+            self.group_of(device).returned(device)
+
     def tick(self, now: float) -> list[Effect]:
         """Let stages run out."""
+        for group in self.groups.values():
+            if now >= group.deadline and group.stage in _WINDOW_IN:
+                self.answers.missed[_WINDOW_IN[group.stage]] |= group.awaited()
         effects = [effect for group in self.groups.values() for effect in group.tick(now)]
         self._note_stages(now)
         return effects
+
+    def proven(self) -> set[str]:
+        """Return the devices that are proven to have dealt bad shares."""
+        return {dealer for group in self.groups.values() for dealer, _ in group.complaints.bad} | self.culprits
 
     def to_sum(self) -> list[str]:
         """Return the groups whose sum can be made and is not being made yet, and note them as being summed."""
@@ -115,6 +148,7 @@ class RoundRun:
         if mean is None:
             effects = group.abort("bad-sum", reason)
             group.causers = frozenset({culprit} - {""})
+            self.culprits |= group.causers
         else:
             group.close()
             self.means[name] = mean
@@ -153,7 +187,7 @@ class RoundRun:
         for name, group in self.groups.items():
             if group.stage is not self._stages[name]:
                 before, self._stages[name] = self._stages[name], group.stage
-                self._left[before] = now
+                self._left[before] = self._began[name] = now
                 self.reached_masking |= group.stage is GroupStage.MASKING
 
 

@@ -36,6 +36,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         beta: Share of groups that the trimmed mean cuts on each side.
         held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
         windows: Seconds for each stage.
+        adaptive: Shorten the windows to what devices have shown to need.
+        sleep: Devices sleep between the stages of a round: wait the whole windows, for lost devices too.
         epoch_rounds: Rounds before the groups are drawn anew.
         attempts: How often in a row a round may fail before the task stops.
     """
@@ -52,6 +54,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.1
     held_out: str = ""
     windows: Windows = DEFAULT_WINDOWS
+    adaptive: bool = True
+    sleep: bool = False
     epoch_rounds: Annotated[int, msgspec.Meta(ge=1)] = 50
     attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
 

@@ -59,6 +59,8 @@ DESCRIPTIONS = {
     "Task.beta": "Share of groups that the trimmed mean cuts on each side: ⌈beta·G⌉ of G, at least one from three on.",
     "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
     "Task.windows": "Seconds for each stage. Whoever gives one gives all five.",
+    "Task.adaptive": "Shorten windows to what devices have shown to need; `windows` are then the longest they can be.",
+    "Task.sleep": "Devices sleep between stages: wait whole windows, also for devices that the broker reports lost.",
     "Task.epoch_rounds": "Closed rounds before the groups are drawn anew.",
     "Task.attempts": "How often in a row a round may fail before the task does.",
     "Plan.epochs": "Passes over the local data; ignored where `steps` is set.",

@@ -90,6 +90,8 @@ class GroupRound:
         self._consents: dict[str, bytes] = {}
         self._revealed: dict[str, Revealed] = {}
         self.declined: dict[str, str] = {}
+        self._lost: dict[str, float] = {}  # and until when each is waited for
+        self._passed_over: set[str] = set()
         self.aborted: Abort | None = None
         self.causers: frozenset[str] = frozenset()
         self.complaints = ComplaintBook()
@@ -107,7 +109,16 @@ class GroupRound:
 
     def awaited(self) -> set[str]:
         """Return the members whose answer is missing in the present stage."""
-        return self._silent() - set(self.declined)
+        return self._silent() - set(self.declined) - self._passed_over
+
+    def lost(self, name: str, until: float) -> None:
+        """Wait for a member no longer than until then: its connection is gone. It may answer all the same."""
+        self._lost.setdefault(name, until)
+
+    def returned(self, name: str) -> None:
+        """Wait for a member again."""
+        self._lost.pop(name, None)
+        self._passed_over.discard(name)
 
     def _silent(self) -> set[str]:
         before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
@@ -179,7 +190,12 @@ class GroupRound:
 
     def tick(self, now: float) -> list[Effect]:
         """Go on without those who have not answered in time, or abort when they are too many."""
-        return self._advance(now, late=True) if not self.finished and now >= self.deadline else []
+        if self.finished:
+            return []
+        if now >= self.deadline:
+            return self._advance(now, late=True)
+        self._passed_over = {name for name, until in self._lost.items() if now >= until}
+        return self._go_on(now) if self._passed_over else []
 
     def unmask(self) -> tuple[Ring, int]:
         """Return the sum over the survivors in the ring, shape (d + 4,), and their number. Heavy: call it in a thread.
@@ -247,6 +263,9 @@ class GroupRound:
         if late and self.awaited():
             missing = ", ".join(sorted(self.awaited()))
             effects.append(Note("missing", f"group {self.grouping.group}, {self.stage}: no answer from {missing}"))
+        elif self._passed_over & self._silent() and not self.awaited():
+            lost = ", ".join(sorted(self._passed_over & self._silent()))
+            effects.append(Note("lost", f"group {self.grouping.group}, {self.stage}: not waiting for {lost}"))
         match self.stage:
             case GroupStage.JOINING:
                 self.deadline = now + windows.shares

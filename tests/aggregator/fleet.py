@@ -126,6 +126,7 @@ class Device:
         self.ledger = DeviceLedger()
         self.pending: OpenRound | None = None
         self.round: DeviceRound | None = None
+        self.round_class = DeviceRound
 
     def state(self, status: str = "online", *, again: bool = False) -> bytes:
         """Say that the device is there; ``again`` counts a new connection."""
@@ -163,7 +164,7 @@ class Device:
         if grouping is None or opened is None or grouping.epoch != opened.manifest.epoch:
             return []
         self.pending = None
-        self.round = DeviceRound(
+        self.round = self.round_class(
             name=self.name,
             key=self.key,
             chain=self.chain,

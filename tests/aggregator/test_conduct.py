@@ -10,6 +10,7 @@ from covey_aggregator.conduct import (
     ABORTS_IN_A_ROW,
     DOUBLINGS,
     FORGET_ROUNDS,
+    PROVEN_DOUBLINGS,
     REFORMED,
     SIT_OUT_ROUNDS,
     STRIKES,
@@ -159,6 +160,21 @@ def test_who_spoils_sums_unseen_is_found_by_drawing_groups_anew() -> None:
     assert poisoner in conduct.sitting_out()
     assert len(conduct.sitting_out()) <= 2  # an honest one that was in the same group all three times
     assert epochs == -(-SUSPICIONS // ABORTS_IN_A_ROW)
+
+
+def test_a_proven_cheat_has_its_group_drawn_anew_at_once_and_cannot_work_it_off() -> None:
+    conduct = Conduct()
+    conduct.round_ended({}, {"d-0"}, proven={"d-0"})
+    assert conduct.fallen(GROUPS) == []  # its group closed all the same
+    conduct.round_ended({}, {"d-0"})
+    assert conduct.strikes("d-0") == STRIKES
+    conduct.round_ended({"g": {"d-1"}}, {"d-0"})
+    assert conduct.fallen(GROUPS) == ["g"]
+    assert conduct.sentence(FLEET) == {"d-0"}
+    quiet(conduct, SIT_OUT_ROUNDS * 2**PROVEN_DOUBLINGS - 1)
+    assert conduct.sitting_out() == {"d-0"}
+    quiet(conduct, 1)
+    assert conduct.sitting_out() == set()
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 30])

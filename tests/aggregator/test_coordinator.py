@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.aggregator.fleet import DIMENSION, FLEET, Device, Fleet, tiny_bundle
+from tests.aggregator.fleet import DIMENSION, FLEET, WINDOWS, Device, Fleet, tiny_bundle
 
 from covey_aggregator.coordinator import Phase
 from covey_aggregator.regrouping import REFILL_ROUNDS
+from covey_aggregator.windows import ENOUGH, FLOOR, LOST_GRACE
 from covey_protocol import envelope, topics
 from covey_protocol.errors import PeerError, StaleError
+from covey_protocol.messages import Windows
 from covey_protocol.policy import Policy
 
 
@@ -120,7 +122,7 @@ def test_a_group_that_aborts_does_not_stop_the_others_and_a_new_epoch_opens_with
     assert (aborted.group, aborted.cause, aborted.survivors) == (group, "too-few-survivors", [])
     said = " ".join(note.text for note in fleet.notes)
     assert f"group {group} aborted: 2 masked vectors arrived, a_min is 4" in said
-    assert f"no answer from {', '.join(sorted(lost))}" in said
+    assert f"group {group}, masking: not waiting for {', '.join(sorted(lost))}" in said
     assert "too-few-survivors" in causes(fleet)
     assert fleet.finish().status == "done"
     assert f"group {group} fell under its floor" in " ".join(note.text for note in fleet.notes)
@@ -464,3 +466,63 @@ def test_join_sequences_outlive_a_restart(make_fleet: Callable[..., Fleet]) -> N
     fleet.finish()
     fleet.restart()
     assert fleet.coordinator.registry.sequences == dict.fromkeys(fleet.devices, 1)
+
+
+def broken_off(fleet: Fleet, kind: str, **task: Any) -> float:
+    """Run a round in which one device dies with a message and is reported lost, and return how long the round took."""
+    fleet.start(rounds=1, group_size=6, **task)
+    fleet.silent_from["pi-2"] = kind
+    fleet.run_until(lambda: "pi-2" in fleet.silent)
+    fleet.last_will("pi-2")
+    assert fleet.finish().status == "done"
+    assert [record.accepted for record in fleet.records()] == [5]
+    return fleet.records()[0].seconds
+
+
+@pytest.mark.parametrize("kind", [topics.JOIN, topics.SHARES, topics.MASKED])
+def test_a_dead_device_costs_a_moment_and_not_a_window(make_fleet: Callable[..., Fleet], kind: str) -> None:
+    assert broken_off(make_fleet(6), kind) == LOST_GRACE
+    assert WINDOWS.join > LOST_GRACE
+
+
+def test_where_devices_sleep_a_lost_one_is_waited_for(make_fleet: Callable[..., Fleet]) -> None:
+    assert broken_off(make_fleet(6), topics.JOIN, sleep=True) == WINDOWS.join
+
+
+def test_where_devices_sleep_lost_ones_are_grouped(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(6)
+    fleet.last_will("pi-2")
+    fleet.start(rounds=1, group_size=6, sleep=True)
+    assert fleet.finish().status == "done"
+    assert fleet.records()[0].accepted == 6
+
+
+def test_a_device_that_was_dead_before_costs_nothing(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(6)
+    fleet.start(rounds=2, group_size=6)
+    fleet.run_until(lambda: len(fleet.records()) == 1)
+    fleet.run_until(lambda: fleet.coordinator.phase is Phase.ROUND)
+    fleet.silent.add("pi-2")
+    fleet.last_will("pi-2")
+    fleet.run_until(lambda: len(fleet.records()) == 2)
+    fleet.start(name="again", rounds=1, group_size=6)
+    assert fleet.finish("again").status == "done"
+    assert (fleet.records("again")[0].accepted, fleet.records("again")[0].seconds) == (5, 1.0)  # the clock's step
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_windows_shrink_to_what_devices_need_and_stay_so_after_a_restart(
+    make_fleet: Callable[..., Fleet], adaptive: bool
+) -> None:
+    fleet = make_fleet(6)
+    fleet.start(rounds=ENOUGH + 3, group_size=6, adaptive=adaptive)
+    fleet.run_until(lambda: len(fleet.opened) == ENOUGH + 2)
+    fleet.restart()
+    fleet.silent_from["pi-2"] = topics.SHARES  # without a word of the broker's
+    assert fleet.finish().status == "done"
+    first, *_, after, last = (opened.manifest.windows for opened in fleet.opened)
+    assert first == WINDOWS
+    short = Windows(**dict.fromkeys(("join", "shares", "masked", "survivors", "unmask"), FLOOR))
+    assert after == (short if adaptive else WINDOWS)
+    assert last.shares == WINDOWS.shares  # for it was too short for somebody
+    assert fleet.records()[-2].seconds == (FLOOR if adaptive else WINDOWS.shares)

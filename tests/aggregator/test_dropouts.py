@@ -75,7 +75,8 @@ class Scene:
             with Live(home, clock=clock) as live:
                 executioner = Executioner(live, processes)
                 live.service.store.add_task(
-                    live_task(folder, rounds=1, group_size=GROUP, devices_min=len(names), settle=0.0)
+                    # The broker reports the dead lost at once; a task whose devices sleep waits for them all the same.
+                    live_task(folder, rounds=1, group_size=GROUP, devices_min=len(names), settle=0.0, sleep=True)
                 )
                 for stage in (GroupStage.SHARING, GroupStage.MASKING, GroupStage.UNMASKING):
                     until(_only_the_dead_are_missing(live, processes, stage), f"silence of the dead while {stage}")

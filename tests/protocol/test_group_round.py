@@ -596,6 +596,47 @@ def test_a_group_that_closes_knows_who_did_their_part_to_the_end() -> None:
     assert not rig.group.revealers & {"pi-3", "pi-4"}
 
 
+@pytest.mark.parametrize("kind", [topics.JOIN, topics.SHARES, topics.MASKED])
+def test_nobody_waits_for_a_lost_member_longer_than_told(kind: str) -> None:
+    rig = Rig(n=6, dies={"pi-2": kind})
+
+    def at(now: float) -> None:
+        rig.now = now
+        rig.from_group(rig.group.tick(now))
+        rig.pump()
+        rig.train()
+
+    rig.joined()
+    rig.train()
+    waiting = rig.group.stage
+    assert rig.group.awaited() == {"pi-2"}
+    rig.group.lost("pi-2", until=3.0)
+    rig.group.lost("pi-2", until=2.0)  # said again, by a broker that repeats itself
+    at(2.9)
+    assert rig.group.stage is waiting
+    rig.group.returned("pi-2")
+    at(3.0)
+    assert rig.group.stage is waiting  # it is there again
+    rig.group.lost("pi-2", until=4.0)
+    for _ in range(5):
+        at(4.0)
+    closes_with(rig, "pi-2")
+    lost = [note.text for note in rig.notes if note.cause == "lost"]
+    assert lost
+    assert all(text.endswith("not waiting for pi-2") for text in lost)
+
+
+def test_a_lost_member_may_answer_all_the_same() -> None:
+    rig = Rig(n=6, hold=lambda way, name, kind: (way, name, kind) == ("up", "pi-2", topics.SHARES))
+    rig.joined()
+    rig.group.lost("pi-2", until=3.0)
+    (held,) = rig.held
+    rig.from_group(rig.group.receive(topics.SHARES, "pi-2", held[3], 2.0))
+    rig.pump()
+    rig.train()
+    closes_with(rig)
+
+
 def declined_by(rig: Rig, name: str) -> bytes:
     (data,) = [effect.data for effect in rig.devices[name].decline("why", "because") if isinstance(effect, Send)]
     return data
