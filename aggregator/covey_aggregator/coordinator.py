@@ -2,7 +2,9 @@
 
 No sockets, threads or clocks: messages and times come in, effects go out, and heavy work (sums, combining) is handed to
 the caller as a job and comes back by ``summed`` and ``combined``. Every transition is in the store before its effects
-are returned. One task runs at a time; others wait in the order in which they were started.
+are returned, and durable when ``commit`` returns, which the caller calls before it carries effects out. A coordinator
+on a store in which a round or an epoch is open takes it up again with its first ``tick``, which has to come before any
+message. One task runs at a time; others wait in the order in which they were started.
 """
 
 from __future__ import annotations
@@ -11,31 +13,42 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 
-from nacl.bindings import crypto_scalarmult_base
-
 from covey_aggregator.combine import Combined, GroupMean
 from covey_aggregator.conduct import Conduct
 from covey_aggregator.evaluate import Evaluator
-from covey_aggregator.grouping import EpochRun
-from covey_aggregator.home import MODELS, ServerHome
+from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
+from covey_aggregator.home import MODELS, SPOOLS, ServerHome
+from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
 from covey_aggregator.models import ModelFolder
+from covey_aggregator.records import GroupRecord, RoundRecord
 from covey_aggregator.registry import Registry
 from covey_aggregator.regrouping import Regrouping
+from covey_aggregator.resume import (
+    Rebuilder,
+    abort_messages,
+    clean_spools,
+    last_step,
+    manifest_digest,
+    open_message,
+    spool_label,
+    words_again,
+)
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
-from covey_aggregator.store import Store
+from covey_aggregator.spool import SECRET_BYTES, Spool
+from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import Task
 from covey_aggregator.windows import Paces
-from covey_protocol import envelope, topics
-from covey_protocol.digest import digest
+from covey_protocol import topics
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.errors import CoveyError, StaleError
-from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Manifest, Windows
+from covey_protocol.masking import public_key
+from covey_protocol.messages import Abort, Manifest, Windows
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.round_table import GroupStage
 from covey_protocol.thresholds import ROSTER_MIN
 
 
@@ -95,6 +108,30 @@ class Coordinator:
         self._epoch: EpochRun | None = None
         self.run: RoundRun | None = None
         self._last_arrival = 0.0
+        self._journal = Journal(store)
+        self._spools = home.path / SPOOLS
+        self._rebuilder = Rebuilder(home, self._trust, self._journal, self._spools)
+        self._over: list[Spool] = []  # of rounds whose end is not durable yet
+        self._awake = False
+
+    def commit(self) -> None:
+        """Make everything durable that has happened so far; to be called before its effects are carried out."""
+        if self.run is not None:
+            self.run.spool.sync()  # before the journal names what is in it
+        self._store.commit()
+        while self._over:
+            self._over.pop().remove()
+
+    def close(self) -> None:
+        """Let go of files; what is open stays open for the next start."""
+        if self.run is not None:
+            self.run.spool.close()
+
+    def reconnected(self, now: float) -> None:
+        """Hear that the broker was away and is back: devices get time to answer what they could not."""
+        for open_ in (self.run, self._epoch):
+            if open_ is not None:
+                open_.take(GRACE, "", b"", now)
 
     @property
     def phase(self) -> Phase:
@@ -135,7 +172,7 @@ class Coordinator:
         if self.run is None or self.task is None or self.task.sleep:
             return
         if status == "online":
-            self.run.returned(device)
+            self.run.returned(device, now)
         else:
             self.run.lost(device, now)
 
@@ -151,7 +188,7 @@ class Coordinator:
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: start what waits, end what has run out."""
-        effects: list[Effect] = []
+        effects: list[Effect] = [] if self._awake else self._wake()
         if self._epoch is not None:
             effects += self._epoch.tick(now)
         if self.run is not None:
@@ -172,10 +209,11 @@ class Coordinator:
             # No movement at all: the next round still needs a model that nobody has signed a set for.
             blob = running.dither()
         record = running.record(run, outcome, now)
-        self._store.end_round(running.task.name, record, running.model.digest)
         close = running.close(run, record, self._home.fleet, self._home.key)
+        with self._store.together():
+            self._store.end_round(running.task.name, record, running.model.digest)
+            self._end_run([*self._aborts(run), close])
         effects: list[Effect] = [close, blob, Note("round", running.note(record))]
-        self.run = None
         running.failures = 0
         self._rounds_in_epoch += 1
         self._store.set_number(_ROUNDS_IN_EPOCH, self._rounds_in_epoch)
@@ -195,13 +233,18 @@ class Coordinator:
         """End a task before its time."""
         if self._running is None or self._running.task.name != name:
             return []
-        self.run, self._epoch = None, None
-        return self._finish(self._running, "stopped", "stopped by the operator")
+        reason = "stopped by the operator"
+        aborts: list[Publish] = []
+        if self.run is not None:
+            for group in self.run.groups.values():
+                if group.stage is not GroupStage.CLOSED and group.aborted is None:
+                    group.abort("stopped", reason)
+            aborts = self._aborts(self.run)
+        return [*aborts, *self._finish(self._running, "stopped", reason, aborts)]
 
     def give_up(self, reason: str) -> list[Effect]:
         """End the running task because of a failure of our own."""
         assert self._running is not None
-        self.run = None
         return self._finish(self._running, "failed", reason)
 
     # What follows from the present state
@@ -227,20 +270,120 @@ class Coordinator:
         if not waiting:
             return []
         row = sorted(waiting, key=lambda candidate: candidate.status == "queued")[0]
+        head, effects = self._open_head(row)
         try:
             closed = {r.round for r in self._store.rounds(row.task.name) if r.groups_aborted < r.groups}
-            self._running = RunningTask.load(row, closed, self.models, self._entropy, self._store.is_spent)
+            # An open round goes on with its model, spent or not.
+            is_spent = self._store.is_spent if not isinstance(head, RoundHead) else lambda _: False
+            self._running = RunningTask.load(row, closed, self.models, self._entropy, is_spent)
         except CoveyError as error:
+            effects += self._abandon(row, str(error)) if head is not None else []
             self._store.set_status(row.task.name, "failed", str(error))
-            return [Note("task-failed", f"task {row.task.name}: {error}")]
+            return [*effects, Note("task-failed", f"task {row.task.name}: {error}")]
         self._machine.advance("task")
         self._last_arrival = now
         if row.status == "stopping":
-            return self.stop_task(row.task.name)
+            return [*effects, *self.stop_task(row.task.name)]
         if self._running.over:  # the power went between its last round and its end
-            return self._finish(self._running, "done", "")
+            return [*effects, *self._finish(self._running, "done", "")]
+        if head is not None:
+            return effects + self._resume(row, head, now)
+        self._running.delta = last_step(self._store.words(), row.task.name, self._running.model.digest)
         self._store.set_status(row.task.name, "running")
-        return [Note("task", f"task {row.task.name}: gathering devices")]
+        return [*effects, Note("task", f"task {row.task.name}: gathering devices")]
+
+    # After a restart
+
+    def _wake(self) -> list[Effect]:
+        """Begin: clear up what no open round needs, and say again what may not have been heard."""
+        self._awake = True
+        try:
+            head = self._journal.head()
+        except JournalError:
+            head = None
+        clean_spools(self._spools, head)
+        return [*words_again(self._store.words(), self.models)]
+
+    def _open_head(self, row: TaskRow) -> tuple[RoundHead | EpochHead | None, list[Effect]]:
+        """Return what the journal has open for a task, if it is of use; abort it if not."""
+        if not self._journal.is_open:
+            return None, []
+        try:
+            head = self._journal.head()
+        except JournalError as error:
+            return None, self._abandon(row, str(error))
+        assert head is not None
+        if row.status == "stopping":
+            return None, self._abandon(row, "stopped by the operator")
+        place = (head.task, head.round, head.attempt) if isinstance(head, RoundHead) else (head.task, 0, 0)
+        if place not in ((row.task.name, row.round, row.attempt), (row.task.name, 0, 0)):
+            return None, self._abandon(row, "its journal is of another round")
+        return head, []
+
+    def _resume(self, row: TaskRow, head: RoundHead | EpochHead, now: float) -> list[Effect]:
+        """Go on with what was open, or abort it and say why."""
+        assert self._running is not None
+        self._running.failures = head.failures
+        name, wall = row.task.name, self._wall()
+        try:
+            if isinstance(head, EpochHead):
+                self._epoch, again = self._rebuilder.epoch(head, now, wall)
+                self._machine.advance("enough")
+                since, times = now - self._epoch.started, self._epoch.resumed
+                what = f"opening of epoch {self._epoch.epoch}"
+            else:
+                run, again = self._rebuilder.round(head, self._groupings, self.registry.sequences, now, wall)
+                self.run, self._running.delta, self._running.announced = run, run.opened.manifest.delta, True
+                if self._running.delta is not None:
+                    self.models.reload(self._running.delta.blob.digest)
+                self._machine.advance("grouped")
+                since, times = now - run.started, run.resumed
+                arrived, members = run.arrived()
+                what = f"round {head.round}.{head.attempt} with {arrived} of {members} masked vectors"
+        except JournalError as error:
+            self.registry.reload_sequences()
+            effects = self._abandon(row, str(error))
+            # The task begins anew: the next attempt needs a model that nobody has masked for.
+            self._machine.advance("end")
+            self._running = None
+            return effects
+        return [Note("resumed", f"task {name}: {what} resumed after {since:.0f} s, for the {times}. time"), *again]
+
+    def _abandon(self, row: TaskRow, reason: str) -> list[Effect]:
+        """Abort what a journal has open that cannot be gone on with."""
+        text = reason[:400]
+        aborts: list[Publish] = []
+        recorded = {(r.round, r.attempt) for r in self._store.rounds(row.task.name)}
+        with self._store.together():
+            if row.round and (row.round, row.attempt) not in recorded:
+                bodies = [(grouping, Abort(cause="journal", reason=text)) for grouping in self._groupings]
+                aborts = abort_messages(row.task.name, row.round, row.attempt, bodies, self._home)
+                details = [
+                    GroupRecord(group=g.group, members=[], survivors=[], cause="journal", reason=text)
+                    for g in self._groupings
+                ]
+                record = RoundRecord.aborted(row.round, row.attempt, row.model.hex(), row.task.clip, details)
+                self._store.end_round(row.task.name, record, row.model)
+            self._store.put_words(aborts)
+            self._journal.clear()
+        clean_spools(self._spools, None)
+        return [Note("abandoned", f"task {row.task.name}: what was open is aborted: {reason}"), *aborts]
+
+    def _aborts(self, run: RoundRun) -> list[Publish]:
+        """Return the ABORT messages of a round's groups that have aborted, as they were published."""
+        opened = run.opened
+        bodies = [(g.grouping, g.aborted) for g in run.groups.values() if g.aborted is not None]
+        return abort_messages(opened.task, opened.round, opened.attempt, bodies, self._home)
+
+    def _end_run(self, words: list[Publish]) -> None:
+        """Note that nothing is open any more, and what was said last."""
+        if self.run is not None:
+            self._over.append(self.run.spool)
+        self.run, self._epoch = None, None
+        self._journal.clear()
+        self._store.put_words(words)
+
+    # The next round
 
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
@@ -254,15 +397,20 @@ class Coordinator:
             return []
         self._conduct.sentence(online)
         self._keep_judgement()
-        self._epoch = EpochRun(
-            fleet=self._home.fleet,
-            key=self._home.key,
-            store=self._store,
+        head = EpochHead(
+            task=task.name,
+            epoch=self._store.number(EPOCH_NUMBER) + 1,
             members=self._listed(),
             group_size=task.group_size,
             list_min=self._home.policy.list_min,
             window=task.windows.join,
+            failures=self._running.failures,
+            opened=self._wall(),
         )
+        with self._store.together():
+            self._store.set_number(EPOCH_NUMBER, head.epoch)
+            self._journal.begin(head)
+        self._epoch = self._rebuilder.new_epoch(head, now)
         self._machine.advance("enough")
         out = sorted(self._conduct.sitting_out().intersection(online))
         without = f", without {', '.join(out)}" if out else ""
@@ -285,8 +433,8 @@ class Coordinator:
 
     def _grouped(self, now: float) -> list[Effect]:
         assert self._epoch is not None and self._running is not None
-        groupings = self._epoch.groupings()
-        self._epoch = None
+        groupings, said = self._epoch.groupings(), self._epoch.published
+        self._end_run([*said])
         if not groupings:
             self._machine.advance("failed")
             self._last_arrival = now
@@ -305,8 +453,9 @@ class Coordinator:
         assert self._running is not None
         running, task = self._running, self._running.task
         running.attempt += 1
-        secret = self._entropy(32)
-        sealing = (secret, crypto_scalarmult_base(secret))
+        spool = Spool.create(
+            self._spools, spool_label(task.name, running.round, running.attempt), self._entropy(SECRET_BYTES)
+        )
         manifest = Manifest(
             epoch=self._groupings[0].epoch,
             bundle=running.bundle,
@@ -317,25 +466,36 @@ class Coordinator:
             n_min=self._home.policy.roster_min,
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=self._windows(task),
-            sealing_key=sealing[1],
+            sealing_key=public_key(spool.secret),
         )
         body = write(manifest)
-        opened = OpenRound(task.name, running.round, running.attempt, manifest, digest(body, person=b"covey-manifest"))
-        self._store.begin_round(task.name, running.round, running.attempt, manifest.model.digest)
+        opened = OpenRound(task.name, running.round, running.attempt, manifest, manifest_digest(body))
+        members = {name for grouping in self._groupings for name, _ in grouping.members}
+        head = RoundHead(
+            task=task.name,
+            round=running.round,
+            attempt=running.attempt,
+            manifest=body,
+            sequences={name: self.registry.sequences.get(name, 0) for name in members},
+            failures=running.failures,
+            opened=self._wall(),
+        )
+        with self._store.together():
+            self._store.begin_round(task.name, running.round, running.attempt, manifest.model.digest)
+            self._journal.begin(head)
         self.run = RoundRun(
             opened=opened,
             groupings=self._groupings,
             trust=self._trust,
             key=self._home.key,
-            sealing=sealing,
             sequences=self.registry.sequences,
+            journal=self._journal,
+            spool=spool,
             now=now,
         )
         for name in [] if task.sleep else self.registry.absent():
             self.run.lost(name, now, grace=0.0)
-        context = opened.context(self._home.fleet, topics.OPEN, AGGREGATOR)
-        publish = Publish(topics.OPEN, task.name, envelope.sign(body, context, self._home.key), retain=True)
-        return [publish, *running.announcement()]
+        return [open_message(opened, body, self._home), *running.announcement()]
 
     def _windows(self, task: Task) -> Windows:
         """Return the windows that the next round announces."""
@@ -360,13 +520,14 @@ class Coordinator:
         if run.means:
             self._machine.advance("over")
             return []
-        record = running.record(run, None, now)
-        self._store.end_round(running.task.name, record, running.model.digest)
+        record, aborts = running.record(run, None, now), self._aborts(run)
+        with self._store.together():
+            self._store.end_round(running.task.name, record, running.model.digest)
+            self._end_run([*aborts])
         self._machine.advance("failed")
         effects: list[Effect] = [running.dither()] if run.reached_masking else []
         self._judge(run)
         self._last_arrival = now
-        self.run = None
         return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
 
     def _judge(self, run: RoundRun) -> None:
@@ -399,8 +560,9 @@ class Coordinator:
         )
         self._keep_judgement()
         task = self._running.task
-        self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
-        self._store.keep(_PACES, self._paces.encode())
+        if not run.resumed:  # how long devices took says nothing where the aggregator was down in between
+            self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
+            self._store.keep(_PACES, self._paces.encode())
 
     def _keep_judgement(self) -> None:
         self._store.keep(_CONDUCT, self._conduct.encode())
@@ -419,12 +581,17 @@ class Coordinator:
             return self._finish(self._running, "failed", f"{reason} ({self._running.failures} times in a row)")
         return [Note("round-failed", reason)]
 
-    def _finish(self, running: RunningTask, status: str, reason: str) -> list[Effect]:
-        self._store.set_status(running.task.name, status, reason)
+    def _finish(
+        self, running: RunningTask, status: str, reason: str, words: list[Publish] | None = None
+    ) -> list[Effect]:
+        """End the task; ``words`` are said again after a restart, beside the end of its OPEN."""
+        clear = Publish(topics.OPEN, running.task.name, b"", retain=True)
+        with self._store.together():
+            self._store.set_status(running.task.name, status, reason)
+            self._end_run(list(dict.fromkeys([*(self._store.words() if words is None else words), clear])))
         self._machine.advance("end")
         self._running = None
-        text = f"task {running.task.name}: {status}{': ' + reason if reason else ''}"
-        return [Publish(topics.OPEN, running.task.name, b"", retain=True), Note("task", text)]
+        return [clear, Note("task", f"task {running.task.name}: {status}{': ' + reason if reason else ''}")]
 
     def _busy(self) -> tuple[RunningTask, RoundRun]:
         assert self._running is not None and self.run is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -68,6 +69,7 @@ def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+    flush_folder(path.parent)
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
@@ -80,3 +82,47 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, kind)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error  # YAML's errors have many lines
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class FolderLock:
+    """Keeps a second process off a folder; the system gives it back when the process ends, however that happens.
+
+    Args:
+        path: The lock's file.
+        what: Who else would be there, for the message.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path, self._what, self._handle = path, what, -1
+
+    def __enter__(self) -> FolderLock:
+        """Take it.
+
+        Raises:
+            ConfigError: Somebody has it.
+        """
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 20).decode("ascii", "replace").strip()
+            os.close(handle)
+            by = f", as process {holder}" if holder.isdigit() else ""
+            raise ConfigError(f"{self._path.parent}: {self._what} runs on it already{by}") from error
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self._handle = handle
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back; the file stays, because removing it would race with the next one."""
+        os.close(self._handle)

@@ -9,6 +9,8 @@
     operator.pub       the operator's public key, in hex
     covey.db           devices, tasks, rounds (SQLite)
     models/            bundles and models by digest
+    spool/             masked vectors and sealing key of the open round, gone when it is over
+    serve.lock         held by the `covey serve` that runs on this home
     bundles/           provisioning bundles that ``covey device add`` wrote
 
 No operator key is ever in it.
@@ -39,7 +41,8 @@ DELEGATION_FILE = "delegation.cbor"
 POLICY_FILE = "policy.cbor"
 OPERATOR_FILE = "operator.pub"
 DATABASE_FILE = "covey.db"
-MODELS, BUNDLES = "models", "bundles"
+MODELS, BUNDLES, SPOOLS = "models", "bundles", "spool"
+LOCK_FILE = "serve.lock"
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,8 +2,8 @@
 
 - Nothing larger than the broker's limit is handed over: it would be sent, the connection closed by the broker, and both
   repeated for ever. The limit is the smaller of the configured one and what an MQTT 5 broker says in its CONNACK.
-- A message counts as received when ``on_message`` has returned: only then is it acknowledged, so what the process had
-  not dealt with when it died comes again. It also keeps the broker from sending faster than messages are dealt with.
+- A message is acknowledged when its receiver says so, after it has made it durable, so what the process had not taken
+  when it died comes again. It also keeps the broker from sending faster than messages are dealt with.
 - How much may be unacknowledged is bounded in messages and in bytes, and a slow link has all the time it needs:
   keep-alive, not a message's own clock, finds a dead one.
 - Who is cancelled first hands over what is queued, within a few seconds.
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import random
@@ -88,7 +89,7 @@ class BrokerLink:
         settings: The broker.
         folder: Where relative file names in the settings start.
         filters: Topic filters to subscribe to.
-        on_message: Called on the event loop with topic and payload; must not raise.
+        on_message: Called on the event loop with topic, payload, and what to call, in order, once the message is safe.
         on_connect: Called on the event loop with whether the broker had kept the session; must not raise.
     """
 
@@ -97,7 +98,7 @@ class BrokerLink:
         settings: BrokerSettings,
         folder: Path,
         filters: list[str],
-        on_message: Callable[[str, bytes], None],
+        on_message: Callable[[str, bytes, Callable[[], object]], None],
         on_connect: Callable[[bool], None] | None = None,
     ) -> None:
         self._settings, self._folder, self._filters = settings, folder, filters
@@ -200,8 +201,8 @@ class BrokerLink:
             self._on_connect(client.session_present)
         async for message in client.messages:
             payload = message.payload
-            self._on_message(str(message.topic), payload if isinstance(payload, bytes) else b"")
-            client.acknowledge(message)
+            acknowledge = functools.partial(client.acknowledge, message)
+            self._on_message(str(message.topic), payload if isinstance(payload, bytes) else b"", acknowledge)
         raise aiomqtt.MqttError("the connection ended")
 
     async def _send(self, client: _Client) -> None:

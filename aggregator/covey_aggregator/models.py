@@ -47,6 +47,14 @@ class ModelFolder:
         """Return a blob that devices may ask for: a recent model or delta, or a bundle."""
         return self._served.get(digest) or self._bundles.get(digest)
 
+    def reload(self, digest: bytes) -> bytes | None:
+        """Serve a blob of an earlier run of the service again; None if it is gone or damaged."""
+        try:
+            data = (self._folder / digest.hex()).read_bytes()
+        except OSError:
+            return None
+        return data if content_digest(data) == digest and self.keep(data) else None
+
     def load(self, digest: bytes) -> Weights:
         """Read a model.
 

@@ -21,7 +21,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``accuracy`` and ``loss`` are of the new model on the held-out data, ``federated_accuracy`` and
     ``federated_loss`` of the model that the round began with, on the devices' own data: medians over groups of masked
     means. ``participants`` joined, ``accepted`` are in the sum, ``dropped`` joined but did not finish. Bytes are
-    payload bytes that the aggregator received and published. ``seconds`` counts from OPEN to CLOSE.
+    payload bytes that the aggregator received and published. ``seconds`` counts from OPEN to CLOSE, the time included
+    in which the aggregator was down; ``resumed`` says how often it took the round up again.
     """
 
     round: int
@@ -44,3 +45,30 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     clip: float
     update_norm: float | None
     details: list[GroupRecord]
+    resumed: int = 0
+
+    @staticmethod
+    def aborted(round_: int, attempt: int, model: str, clip: float, details: list[GroupRecord]) -> RoundRecord:
+        """Return the record of a round of which nothing is known but that it is over."""
+        return RoundRecord(
+            round=round_,
+            attempt=attempt,
+            accuracy=None,
+            loss=None,
+            federated_accuracy=None,
+            federated_loss=None,
+            participants=0,
+            accepted=0,
+            rejected=0,
+            dropped=0,
+            groups=len(details),
+            groups_aborted=len(details),
+            seconds=0.0,
+            stage_seconds={},
+            bytes_up=0,
+            bytes_down=0,
+            model=model,
+            clip=clip,
+            update_norm=None,
+            details=details,
+        )

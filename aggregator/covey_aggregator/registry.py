@@ -103,6 +103,10 @@ class Registry:
         """Return the devices that are not there."""
         return [name for name, row in self._rows.items() if row.status != "online"]
 
+    def reload_sequences(self) -> None:
+        """Go back to the join sequences in the store."""
+        self.sequences.update({name: row.sequence for name, row in self._rows.items()})
+
     def save_sequences(self, names: list[str]) -> None:
         """Write join sequences through to the store."""
         self._store.put_sequences([(name, self.sequences[name]) for name in names if name in self.sequences])

@@ -1,19 +1,27 @@
-"""One round of one task over all groups: messages to the right group, times of the stages, sums as they come."""
+"""One round of one task over all groups: messages to the right group, times of the stages, sums as they come.
+
+Every input goes through the journal (``Recorded``), so that an aggregator that starts again has the same round. Inside,
+time is counted in seconds since the round was opened.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from nacl.signing import SigningKey
 
 from covey_aggregator.combine import GroupMean
+from covey_aggregator.journal import GRACE, GRACE_SHARE, RESUMED, TICK, Journal, Recorded
 from covey_aggregator.records import GroupRecord
+from covey_aggregator.spool import Spool
 from covey_aggregator.windows import LOST_GRACE, Answers
 from covey_protocol import topics
-from covey_protocol.effects import Effect
+from covey_protocol.effects import Deliver, Effect, Publish
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import StaleError
 from covey_protocol.group_round import GroupRound
+from covey_protocol.masking import public_key
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import GroupStage
 
@@ -26,22 +34,24 @@ STAGES = (
     GroupStage.SUMMING,
 )
 
+VECTOR, NO_SUM, LOST, RETURNED = "vector", "no-sum", "lost", "returned"  # inputs beside messages
 
 # Which window each answer has to keep; the masked vector itself counts, not the message that announces it.
 _WINDOW_OF = {topics.JOIN: "join", topics.SHARES: "shares", topics.SURVIVORS: "survivors", topics.UNMASK: "unmask"}
 _WINDOW_IN = dict(zip(STAGES, ("join", "shares", "masked", "survivors", "unmask"), strict=False))
 
 
-class RoundRun:
+class RoundRun(Recorded):
     """A round in progress.
 
     Args:
         opened: Its manifest.
         groupings: The epoch's groups.
         trust, key: The aggregator's anchors and signing key.
-        sealing: X25519 secret and public key made for this round; they live here alone.
         sequences: Last join sequences, updated as devices join.
-        now: Monotonic seconds.
+        journal: Where inputs are noted.
+        spool: Keeps the masked vectors and the round's sealing secret.
+        now: Monotonic seconds at which it began.
     """
 
     def __init__(
@@ -51,11 +61,14 @@ class RoundRun:
         groupings: Sequence[Grouping],
         trust: Trust,
         key: SigningKey,
-        sealing: tuple[bytes, bytes],
         sequences: dict[str, int],
+        journal: Journal,
+        spool: Spool,
         now: float,
     ) -> None:
-        self.opened, self.started = opened, now
+        super().__init__(journal, now)
+        self.opened, self.spool = opened, spool
+        sealing = (spool.secret, public_key(spool.secret))
         self.groups = {
             grouping.group: GroupRound(
                 trust=trust,
@@ -64,7 +77,7 @@ class RoundRun:
                 grouping=grouping,
                 opened=opened,
                 sequences=sequences,
-                now=now,
+                now=0.0,
             )
             for grouping in groupings
         }
@@ -73,7 +86,7 @@ class RoundRun:
         self.summing: set[str] = set()
         self._left: dict[GroupStage, float] = {}
         self._stages = {name: group.stage for name, group in self.groups.items()}
-        self._began = dict.fromkeys(self.groups, now)
+        self._began = dict.fromkeys(self.groups, 0.0)
         self.answers = Answers()
         self.culprits: frozenset[str] = frozenset()
         self.bytes_up = 0
@@ -92,41 +105,115 @@ class RoundRun:
 
     def receive(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
         """Take a device's message; errors as ``GroupRound.receive``."""
-        group = self.group_of(device)
-        began = self._began[group.grouping.group]
-        effects = group.receive(kind, device, data, now)
-        if kind in _WINDOW_OF:
-            self.answers.seconds[_WINDOW_OF[kind]][device] = now - began
-        self._note_stages(now)
-        return effects
+        return self.take(kind, device, data, now)
 
     def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
         """Take a masked vector; errors as ``GroupRound.vector``."""
-        group = self.group_of(device)
-        began = self._began[group.grouping.group]
-        effects = group.vector(device, blob, now)
-        self.answers.seconds["masked"][device] = now - began
-        self._note_stages(now)
-        return effects
+        return self.take(VECTOR, device, blob, now)
 
     def lost(self, device: str, now: float, grace: float = LOST_GRACE) -> None:
         """Hear that a device's connection is gone: after ``grace`` seconds no stage waits for it."""
-        if device in self._group_of:
-            self.group_of(device).lost(device, now + grace)
+        if device in self._group_of and not self.group_of(device).is_lost(device):
+            self.take(LOST, device, msgspec.msgpack.encode(now - self.started + grace), now)
 
-    def returned(self, device: str) -> None:
+    def returned(self, device: str, now: float) -> None:
         """Hear that a device is there again."""
-        if device in self._group_of:
-            self.group_of(device).returned(device)
+        if device in self._group_of and self.group_of(device).is_lost(device):
+            self.take(RETURNED, device, b"", now)
 
     def tick(self, now: float) -> list[Effect]:
         """Let stages run out."""
-        for group in self.groups.values():
-            if now >= group.deadline and group.stage in _WINDOW_IN:
-                self.answers.missed[_WINDOW_IN[group.stage]] |= group.awaited()
-        effects = [effect for group in self.groups.values() for effect in group.tick(now)]
-        self._note_stages(now)
+        return self.take(TICK, "", b"", now)
+
+    def play(self, kind: str, device: str, data: bytes, at: float) -> list[Effect]:
+        """Take an input; see ``Recorded``."""
+        if kind == TICK:
+            effects = self._tick(at)
+        elif kind in (GRACE, RESUMED):
+            effects = self._grant(at)
+        elif kind == VECTOR:
+            effects = self.group_of(device).vector(device, data, at)
+            self.spool.put(device, data)
+            self._note_answer("masked", device, at)
+        elif kind == NO_SUM:
+            name, reason, culprit = msgspec.msgpack.decode(data, type=tuple[str, str, str])
+            effects = self.groups[name].abort("bad-sum", reason)
+            self.groups[name].causers = frozenset({culprit} - {""})
+            self.culprits |= self.groups[name].causers
+        elif kind == LOST:
+            self.group_of(device).lost(device, msgspec.msgpack.decode(data, type=float))
+            effects = []
+        elif kind == RETURNED:
+            self.group_of(device).returned(device)
+            effects = []
+        else:
+            effects = self.group_of(device).receive(kind, device, data, at)
+            if kind in _WINDOW_OF:
+                self._note_answer(_WINDOW_OF[kind], device, at)
+        self._note_stages(at)
         return effects
+
+    def _tick(self, at: float) -> list[Effect]:
+        for group in self.groups.values():
+            if at >= group.deadline and group.stage in _WINDOW_IN:
+                self.answers.missed[_WINDOW_IN[group.stage]] |= group.awaited()
+        return [effect for group in self.groups.values() for effect in group.tick(at)]
+
+    def _note_answer(self, window: str, device: str, at: float) -> None:
+        """Note how long a device took, by its group's stage as it was when the answer came."""
+        group = self._group_of[device]
+        self.answers.seconds[window][device] = at - self._began[group]
+
+    def place(self) -> object:
+        """Return all groups' stages and whom they wait for no longer."""
+        return [(group.stage, group.passed_over) for group in self.groups.values()]
+
+    def kept(self, kind: str, device: str, data: bytes) -> bytes:
+        """Vectors are in the spool; the journal has their places."""
+        return self.spool.put(device, data) if kind == VECTOR else data
+
+    def restored(self, kind: str, device: str, data: bytes) -> bytes:
+        """Vectors come from the spool; all that came once counts again."""
+        data = self.spool.restore(device, data) if kind == VECTOR else data
+        self.bytes_up += len(data)
+        return data
+
+    def note_said(self, effects: Sequence[Effect], last: dict[str, list[Effect]]) -> None:
+        """A group's messages of a stage take the place of those of the stage before, but complaints stay open."""
+        for effect in effects:
+            if isinstance(effect, Publish | Deliver):
+                name = effect.id if isinstance(effect, Publish) else self._group_of[effect.device]
+                spoken = last.setdefault(f"{name} {topics.COMPLAINT}" if effect.kind == topics.COMPLAINT else name, [])
+                if any(isinstance(other, Publish | Deliver) and other.kind != effect.kind for other in spoken):
+                    spoken.clear()
+                spoken.append(effect)
+
+    def wanted(self, effect: Effect) -> bool:
+        """Whether somebody may still have to hear something that was said before a restart."""
+        if isinstance(effect, Publish):
+            return self.groups[effect.id].stage is not GroupStage.SUMMING
+        if not isinstance(effect, Deliver):
+            return False
+        group = self.group_of(effect.device)
+        if effect.kind == topics.COMPLAINT:
+            return not group.finished and effect.device in {dealer for dealer, _ in group.complaints.open}
+        return effect.device in group.awaited()
+
+    def expecting(self) -> list[Effect]:
+        """Return the vectors that devices have signed for and that have not arrived."""
+        return [effect for group in self.groups.values() for effect in group.expecting()]
+
+    def arrived(self) -> tuple[int, int]:
+        """Return how many masked vectors are here, and how many members the groups have."""
+        return self.spool.count, len(self._group_of)
+
+    def _grant(self, at: float) -> list[Effect]:
+        """Put off what would run out before devices that are there can have answered."""
+        windows = self.opened.manifest.windows
+        for group in self.groups.values():
+            if not group.finished:
+                group.deadline = max(group.deadline, at + GRACE_SHARE * getattr(windows, _WINDOW_IN[group.stage]))
+        return []
 
     def proven(self) -> set[str]:
         """Return the devices that are proven to have dealt bad shares."""
@@ -144,17 +231,13 @@ class RoundRun:
 
     def summed(self, name: str, mean: GroupMean | None, reason: str, now: float, culprit: str = "") -> list[Effect]:
         """Take a group's sum, or the reason why there is none and who is to blame."""
-        group = self.groups[name]
         if mean is None:
-            effects = group.abort("bad-sum", reason)
-            group.causers = frozenset({culprit} - {""})
-            self.culprits |= group.causers
-        else:
-            group.close()
-            self.means[name] = mean
-            effects = []
-        self._note_stages(now)
-        return effects
+            return self.take(NO_SUM, "", msgspec.msgpack.encode((name, reason, culprit)), now)
+        # Not in the journal: what the vectors add up to can be computed again.
+        self.groups[name].close()
+        self.means[name] = mean
+        self._note_stages(now - self.started)
+        return []
 
     @property
     def over(self) -> bool:
@@ -163,7 +246,7 @@ class RoundRun:
 
     def stage_seconds(self) -> dict[str, float]:
         """Return how long each stage took, until the last group had left it."""
-        result, before = {}, self.started
+        result, before = {}, 0.0
         for stage in STAGES:
             if stage in self._left:
                 result[str(stage)] = round(max(0.0, self._left[stage] - before), 3)
@@ -183,11 +266,11 @@ class RoundRun:
             for name, group in self.groups.items()
         ]
 
-    def _note_stages(self, now: float) -> None:
+    def _note_stages(self, at: float) -> None:
         for name, group in self.groups.items():
             if group.stage is not self._stages[name]:
                 before, self._stages[name] = self._stages[name], group.stage
-                self._left[before] = self._began[name] = now
+                self._left[before] = self._began[name] = at
                 self.reached_masking |= group.stage is GroupStage.MASKING
 
 

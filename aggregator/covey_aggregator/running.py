@@ -171,6 +171,7 @@ class RunningTask:
             clip=self.task.clip,
             update_norm=outcome.update_norm if outcome else None,
             details=details,
+            resumed=run.resumed,
         )
 
     def note(self, record: RoundRecord) -> str:

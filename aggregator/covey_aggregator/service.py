@@ -3,14 +3,20 @@
 Messages, time and finished jobs come in; messages go out. Sums and the combination of groups run in threads, because
 libsodium and numpy release the interpreter there. Nothing that arrives can end the service: it is counted, logged once
 with its cause, and dropped.
+
+What happens within a few milliseconds becomes durable with one write to the disk; only then messages go out and those
+that came in are acknowledged. So the service may be killed at any instant: what the broker was told to have been taken
+is in the journal, and what was published follows from the journal. A disk that cannot be written ends the service.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +24,8 @@ from typing import Any, NamedTuple
 
 from covey_aggregator.combine import Combined, GroupMean, combine, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
-from covey_aggregator.home import DATABASE_FILE, ServerHome
+from covey_aggregator.files import FolderLock
+from covey_aggregator.home import DATABASE_FILE, LOCK_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import Store
@@ -45,6 +52,7 @@ from covey_protocol.ring import RingScale
 log = logging.getLogger("covey.aggregator")
 
 _TICK = 0.1
+_GATHER = 0.005  # seconds: what comes within it is committed together
 _POLL = 1.0
 _BLOB_SECONDS = 600  # for which the broker keeps pieces for those who are away; later they ask for what they need
 _SAMPLE = 200
@@ -58,6 +66,7 @@ class Service:
         store: Its database; opened from the home if not given.
         entropy: Source of uniform bytes.
         clock: Monotonic seconds.
+        wall_clock: Unix seconds.
     """
 
     def __init__(
@@ -67,10 +76,12 @@ class Service:
         store: Store | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._home, self._clock = home, clock
         self.store = store or Store(home.path / DATABASE_FILE)
-        self.coordinator = Coordinator(home, self.store, entropy=entropy)
+        self.store.defer()
+        self.coordinator = Coordinator(home, self.store, entropy=entropy, wall_clock=wall_clock)
         self.refusals = Refusals()
         self._transfers = Transfers(home.fleet, home.key)
         self._downloads = Downloads()
@@ -82,38 +93,66 @@ class Service:
         self._round: RoundRun | None = None  # the one that transfers belong to
         self._standing: dict[str, tuple[bytes, bool]] = {}  # topic → what was said last in this round or epoch
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._gathered: list[Effect] = []
+        self._unacknowledged: list[Callable[[], object]] = []
+        self._due = asyncio.Event()
+        self._connections = 0
 
     async def run(self) -> None:
         """Serve until cancelled.
 
         Raises:
-            ConfigError: A password or certificate cannot be read.
+            ConfigError: A password or certificate cannot be read, or another process serves this home.
+            LocalError: The disk cannot be written.
         """
         self._loop = asyncio.get_running_loop()
+        try:
+            with FolderLock(self._home.path / LOCK_FILE, "`covey serve`"):
+                await self._serve()
+        finally:
+            self._loop = None
+            self._jobs.shutdown(wait=False, cancel_futures=True)
+            self.coordinator.close()
+            self.store.close()
+
+    async def _serve(self) -> None:
         log.info("aggregator of fleet %s", self._home.fleet)
+        self._carry(self.coordinator.tick(self._clock()))  # takes up what was open, before any message comes
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.link.run(), name="covey-link")
                 group.create_task(self._tick(), name="covey-tick")
+                group.create_task(self._flushing(), name="covey-flush")
         except BaseExceptionGroup as errors:
-            found: BaseException | None = errors.subgroup(ConfigError)
-            while isinstance(found, BaseExceptionGroup):
-                found = found.exceptions[0]
-            if found is None:
-                raise
-            raise found from None
+            for kind in (ConfigError, OSError, sqlite3.Error):
+                found: BaseException | None = errors.subgroup(kind)
+                while isinstance(found, BaseExceptionGroup):
+                    found = found.exceptions[0]
+                if isinstance(found, ConfigError):
+                    raise found from None
+                if found is not None:
+                    raise LocalError(f"{self._home.path}: {found}", cause="disk") from found
+            raise
         finally:
-            self._loop = None
-            self._jobs.shutdown(wait=False, cancel_futures=True)
-            self.store.close()
+            # Stopped in between: what was gathered is kept, and said by the next start.
+            with contextlib.suppress(OSError, sqlite3.Error):
+                self.coordinator.commit()
 
-    def on_message(self, topic: str, payload: bytes) -> None:
-        """Take one message; never raises."""
+    def on_message(self, topic: str, payload: bytes, acknowledge: Callable[[], object] | None = None) -> None:
+        """Take one message; raises only when the disk fails.
+
+        Args:
+            topic, payload: The message.
+            acknowledge: Called when it need not be delivered again.
+        """
         try:
             self._dispatch(topic, payload)
         except (CoveyError, ValueError) as error:
             level = self.refusals.note(error, topics.kind_of(topic))
             log.log(level, "refused on %s: %s", topic[:_SAMPLE], error)
+        if acknowledge is not None:
+            self._unacknowledged.append(acknowledge)
+        self._wake()
 
     def _dispatch(self, topic: str, payload: bytes) -> None:
         place, now = topics.parse(topic), self._clock()
@@ -153,7 +192,9 @@ class Service:
                 if now - polled >= _POLL:
                     polled = now
                     self._carry(self._stop_if_asked())
-                self._carry(self.coordinator.tick(now))
+                if self.link.connected.is_set():
+                    self._follow_connection(now)
+                    self._carry(self.coordinator.tick(now))
                 self._carry(list(self._transfers.stalled(now)))
             except PeerError as error:
                 log.log(self.refusals.note(error, "tick"), "%s", error)
@@ -164,24 +205,57 @@ class Service:
         row = self.store.task(task.name) if task else None
         return self.coordinator.stop_task(row.task.name) if row is not None and row.status == "stopping" else []
 
+    def _follow_connection(self, now: float) -> None:
+        """Stages do not run out while nobody can be heard, and have time left when the broker is back."""
+        if self.link.connections != self._connections:
+            self._connections = self.link.connections
+            self.coordinator.reconnected(now)
+
     def _carry(self, effects: list[Effect]) -> None:
+        """Gather what is to be done once all that led to it is durable."""
         if self.coordinator.run is not self._round:
             self._round = self.coordinator.run
             self._transfers.clear()
             self._standing.clear()
         for effect in effects:
             match effect:
-                case Publish(kind, id, data, retain):
-                    self._publish_pieces(topics.pub(self._home.fleet, kind, id), data, kind, retain)
-                case Deliver(device, kind, data):
-                    self._publish_pieces(topics.down(self._home.fleet, device, kind), data, kind, False)
-                case Expect():
+                case Expect():  # says what may come in, and nothing to anybody
                     self._transfers.expect(effect, self._clock())
                 case Note(cause, text):
                     self.store.event(cause, text)
                     log.info("%s", text)
                 case _:
+                    self._gathered.append(effect)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is None:
+            self._flush()
+        else:
+            self._due.set()
+
+    async def _flushing(self) -> None:
+        while True:
+            await self._due.wait()
+            await asyncio.sleep(_GATHER)
+            self._due.clear()
+            self._flush()
+
+    def _flush(self) -> None:
+        """Commit, then act: publish, acknowledge, begin jobs."""
+        self.coordinator.commit()
+        effects, self._gathered = self._gathered, []
+        for effect in effects:
+            match effect:
+                case Publish(kind, id, data, retain):
+                    self._publish_pieces(topics.pub(self._home.fleet, kind, id), data, kind, retain)
+                case Deliver(device, kind, data):
+                    self._publish_pieces(topics.down(self._home.fleet, device, kind), data, kind, False)
+                case _:
                     raise AssertionError(f"no carrier for {effect}")
+        heard, self._unacknowledged = self._unacknowledged, []
+        for acknowledge in heard:
+            acknowledge()
         self._start_jobs()
 
     @property

@@ -1,22 +1,27 @@
-"""What the aggregator must not forget, in SQLite: devices, tasks, groupings, rounds, events.
+"""What the aggregator must not forget, in SQLite: devices, tasks, groupings, rounds, events, the open journal.
 
-Every change is durable before it is acted on. Other processes (the ``covey`` command) read and write the same file
-while the service runs; SQLite's write-ahead log serialises them.
+Every change is durable before it is acted on. The service gathers the changes of one turn of its loop (``defer``) and
+pays for them with one write to the disk (``commit``) before it sends what follows from them. Other processes (the
+``covey`` command) read and write the same file while the service runs; SQLite's write-ahead log serialises them.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from covey_aggregator.files import PRIVATE
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.task import Task
+from covey_protocol.effects import Publish
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import ConfigError
 
@@ -44,7 +49,20 @@ CREATE TABLE rounds (
 CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, cause TEXT NOT NULL, text TEXT NOT NULL);
 """
 # One text for every version of the schema: a file is brought up to date by those that it has not seen.
-_SCHEMAS = (_FIRST, "CREATE TABLE memory (name TEXT PRIMARY KEY, data BLOB NOT NULL);")
+_SCHEMAS = (
+    _FIRST,
+    "CREATE TABLE memory (name TEXT PRIMARY KEY, data BLOB NOT NULL);",
+    """
+CREATE TABLE journal_head (version INTEGER NOT NULL, head BLOB NOT NULL);
+CREATE TABLE journal (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, device TEXT NOT NULL, data BLOB NOT NULL,
+    said BLOB NOT NULL
+);
+CREATE TABLE words (position INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL,
+    retain INTEGER NOT NULL
+);
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,11 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self._lock = threading.RLock()
+        self._deferred = False
         try:
+            if str(path) != ":memory:":
+                # Made by us, so that the file and SQLite's -wal and -shm beside it are for the owner's eyes.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
             self._db = sqlite3.connect(str(path), timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -101,18 +123,53 @@ class Store:
                 for statement in f"{schema} PRAGMA user_version={number}".split(";"):
                     self._db.execute(statement)
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path}: not a usable database: {error}") from error
         if version > len(_SCHEMAS):
             raise ConfigError(f"{path}: written by a newer version of Covey (schema {version})")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was not committed is forgotten."""
         self._db.close()
+
+    def defer(self) -> None:
+        """From now on gather changes until ``commit`` is called, instead of writing each at once."""
+        self._deferred = True
+
+    def commit(self) -> None:
+        """Make all changes since the last commit durable, together."""
+        with self._lock:
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make the changes inside durable together, at the end or with the next ``commit``."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                if not self._deferred:
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def _do(self, statement: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock:
             return self._db.execute(statement, values).fetchall()
+
+    def _change(self, statement: str, *values: object) -> None:
+        with self.together():
+            self._db.execute(statement, values)
+
+    def _change_many(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        with self.together():
+            self._db.executemany(statement, rows)
 
     # Devices
 
@@ -122,7 +179,7 @@ class Store:
 
     def put_device(self, row: DeviceRow) -> None:
         """Add a device, or change what it says of itself; key, token and sequence of a known one stay."""
-        self._do(
+        self._change(
             "INSERT INTO devices"
             " (name, key, token, profile, status, counter, sequence, software, holds, seen, enrolled)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET status = excluded.status,"
@@ -133,8 +190,7 @@ class Store:
 
     def put_sequences(self, sequences: Iterable[tuple[str, int]]) -> None:
         """Remember the last join sequence of some devices."""
-        with self._lock:
-            self._db.executemany("UPDATE devices SET sequence = ? WHERE name = ?", [(s, n) for n, s in sequences])
+        self._change_many("UPDATE devices SET sequence = ? WHERE name = ?", [(s, n) for n, s in sequences])
 
     def pins(self) -> dict[bytes, bytes]:
         """Return which key each token was seen with."""
@@ -142,11 +198,11 @@ class Store:
 
     def pin(self, token: bytes, key: bytes) -> None:
         """Bind a token to a key; the first binding stays."""
-        self._do("INSERT OR IGNORE INTO pins VALUES (?, ?)", token, key)
+        self._change("INSERT OR IGNORE INTO pins VALUES (?, ?)", token, key)
 
     def invite(self, name: str, profile: str, not_after: int) -> None:
         """Remember that a provisioning bundle was made."""
-        self._do("INSERT OR REPLACE INTO invited VALUES (?, ?, ?, ?)", name, profile, time.time(), not_after)
+        self._change("INSERT OR REPLACE INTO invited VALUES (?, ?, ?, ?)", name, profile, time.time(), not_after)
 
     def invited(self) -> list[tuple[str, str, int]]:
         """Return name, profile and expiry of every bundle made."""
@@ -161,7 +217,7 @@ class Store:
             ConfigError: There is one of that name.
         """
         try:
-            self._do(
+            self._change(
                 "INSERT INTO tasks (name, config, status, created) VALUES (?, ?, 'queued', ?)",
                 *(task.name, msgspec.json.encode(task), time.time()),
             )
@@ -179,15 +235,15 @@ class Store:
 
     def set_status(self, task: str, status: str, reason: str = "") -> None:
         """Change a task's status."""
-        self._do("UPDATE tasks SET status = ?, reason = ? WHERE name = ?", status, reason, task)
+        self._change("UPDATE tasks SET status = ?, reason = ? WHERE name = ?", status, reason, task)
 
     def begin_round(self, task: str, round_: int, attempt: int, model: bytes) -> None:
         """Remember that a round is about to be opened; its number is never used again."""
-        self._do("UPDATE tasks SET round = ?, attempt = ?, model = ? WHERE name = ?", round_, attempt, model, task)
+        self._change("UPDATE tasks SET round = ?, attempt = ?, model = ? WHERE name = ?", round_, attempt, model, task)
 
     def spend(self, model: bytes) -> None:
         """Remember that devices are about to sign a set for this model: one set for one model, in whatever task."""
-        self._do("INSERT OR IGNORE INTO spent VALUES (?)", model)
+        self._change("INSERT OR IGNORE INTO spent VALUES (?)", model)
 
     def is_spent(self, model: bytes) -> bool:
         """Whether devices may have signed a set for this model."""
@@ -195,18 +251,12 @@ class Store:
 
     def end_round(self, task: str, record: RoundRecord, model: bytes) -> None:
         """Remember a round's outcome together with the new model."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)",
-                    (task, record.round, record.attempt, msgspec.json.encode(record)),
-                )
-                self._db.execute("UPDATE tasks SET model = ? WHERE name = ?", (model, task))
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        with self.together():
+            self._change(
+                "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)",
+                *(task, record.round, record.attempt, msgspec.json.encode(record)),
+            )
+            self._change("UPDATE tasks SET model = ? WHERE name = ?", model, task)
 
     def rounds(self, task: str, after: int = 0) -> list[RoundRecord]:
         """Return the records of a task's rounds with numbers above ``after``, failed attempts included."""
@@ -222,7 +272,7 @@ class Store:
 
     def set_number(self, name: str, value: int) -> None:
         """Set a counter."""
-        self._do("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, value)
+        self._change("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, value)
 
     def groupings(self) -> list[Grouping]:
         """Return the groups of the present epoch."""
@@ -230,16 +280,55 @@ class Store:
 
     def put_groupings(self, groupings: Iterable[Grouping]) -> None:
         """Replace the groups by those of a new epoch."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.execute("DELETE FROM groupings")
-                rows = [(position, grouping.encode()) for position, grouping in enumerate(groupings)]
-                self._db.executemany("INSERT INTO groupings VALUES (?, ?)", rows)
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        rows = [(position, grouping.encode()) for position, grouping in enumerate(groupings)]
+        with self.together():
+            self._change("DELETE FROM groupings")
+            self._change_many("INSERT INTO groupings VALUES (?, ?)", rows)
+
+    # The open round or epoch: see ``journal``
+
+    def put_head(self, version: int, head: bytes) -> None:
+        """Begin a journal; an earlier one is forgotten."""
+        with self.together():
+            self.clear_journal()
+            self._change("INSERT INTO journal_head VALUES (?, ?)", version, head)
+
+    def head(self) -> tuple[int, bytes] | None:
+        """Return version and head of the open journal, if there is one."""
+        rows = self._do("SELECT version, head FROM journal_head")
+        return (int(rows[0][0]), bytes(rows[0][1])) if rows else None
+
+    def put_entry(self, at: float, kind: str, device: str, data: bytes, said: bytes) -> None:
+        """Add a line to the open journal."""
+        self._change(
+            "INSERT INTO journal (at, kind, device, data, said) VALUES (?, ?, ?, ?, ?)", at, kind, device, data, said
+        )
+
+    def entries(self) -> list[tuple[float, str, str, bytes, bytes]]:
+        """Return time, kind, device, data and the digest of what was said, in order."""
+        return list(self._do("SELECT at, kind, device, data, said FROM journal ORDER BY id"))
+
+    def count_entries(self, kind: str) -> int:
+        """Return how many lines of a kind the open journal has."""
+        return int(self._do("SELECT count(*) FROM journal WHERE kind = ?", kind)[0][0])
+
+    def clear_journal(self) -> None:
+        """Forget the open journal: nothing is open any more."""
+        with self.together():
+            self._change("DELETE FROM journal_head")
+            self._change("DELETE FROM journal")
+
+    def put_words(self, words: Iterable[Publish]) -> None:
+        """Keep what has to be said again after a restart, in the place of what was kept before."""
+        rows = [(position, w.kind, w.id, w.data, w.retain) for position, w in enumerate(words)]
+        with self.together():
+            self._change("DELETE FROM words")
+            self._change_many("INSERT INTO words VALUES (?, ?, ?, ?, ?)", rows)
+
+    def words(self) -> list[Publish]:
+        """Return what has to be said again after a restart."""
+        rows = self._do("SELECT kind, id, data, retain FROM words ORDER BY position")
+        return [Publish(kind, id_, data, bool(retain)) for kind, id_, data, retain in rows]
 
     # Memory of the aggregator's own decisions, each in a form of its own
 
@@ -250,13 +339,13 @@ class Store:
 
     def keep(self, name: str, data: bytes) -> None:
         """Keep something in place of what was there."""
-        self._do("INSERT OR REPLACE INTO memory VALUES (?, ?)", name, data)
+        self._change("INSERT OR REPLACE INTO memory VALUES (?, ?)", name, data)
 
     # Events
 
     def event(self, cause: str, text: str) -> None:
         """Keep a line for people."""
-        self._do("INSERT INTO events (at, cause, text) VALUES (?, ?, ?)", time.time(), cause, text)
+        self._change("INSERT INTO events (at, cause, text) VALUES (?, ?, ?)", time.time(), cause, text)
 
     def events(self, after: int = 0, limit: int = 1000) -> list[tuple[int, float, str, str]]:
         """Return id, Unix time, cause and text of the events behind ``after``."""

@@ -50,6 +50,9 @@ class ShardOpening:
         list_min: The policy's floor for the list.
         window: Seconds that commitments, and again openings, may take.
         attempt: Number of the first attempt.
+
+    Attributes:
+        deadline: When the present stage ends without those who are missing; the caller may put it off.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class ShardOpening:
         self._probation = frozenset(probation)
         self._machine = Machine(TABLE, Stage.LISTING, f"opening of epoch {epoch}, shard {shard}")
         self.attempt = attempt - 1
-        self._deadline = 0.0
+        self.deadline = 0.0
         self._list: EpochList | None = None
         self._list_digest = b""
         self._commitments: dict[str, bytes] = {}
@@ -117,7 +120,7 @@ class ShardOpening:
         self._list_digest = epochs.list_digest(self._list)
         self._commitments, self._openings = {}, {}
         self._machine.advance("list")
-        self._deadline = now + self._window
+        self.deadline = now + self._window
         return [self._publish(topics.EPOCH, write(self._list), b"")]
 
     def receive(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
@@ -146,7 +149,7 @@ class ShardOpening:
 
     def tick(self, now: float) -> list[Effect]:
         """Go on without those who have not answered in time."""
-        return self._next(now) if not self.finished and now >= self._deadline else []
+        return self._next(now) if not self.finished and now >= self.deadline else []
 
     def _next(self, now: float) -> list[Effect]:
         return self._close_commitments(now) if self.stage is Stage.COMMITTING else self._close_openings(now)
@@ -156,7 +159,7 @@ class ShardOpening:
             self._machine.advance("too-few")
             return [Note("epoch-failed", f"only {len(self._commitments)} of {len(self._members)} devices committed")]
         self._machine.advance("commitments")
-        self._deadline = now + self._window
+        self.deadline = now + self._window
         body = Commitments(commitments=sorted(self._commitments.items()))
         return [self._publish(topics.COMMITMENTS, write(body), self._list_digest)]
 

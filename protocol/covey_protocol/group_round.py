@@ -115,6 +115,15 @@ class GroupRound:
         """Wait for a member no longer than until then: its connection is gone. It may answer all the same."""
         self._lost.setdefault(name, until)
 
+    def is_lost(self, name: str) -> bool:
+        """Whether a member's connection is gone, as far as anybody has said."""
+        return name in self._lost
+
+    @property
+    def passed_over(self) -> frozenset[str]:
+        """The members who are waited for no longer because they are lost."""
+        return frozenset(self._passed_over)
+
     def returned(self, name: str) -> None:
         """Wait for a member again."""
         self._lost.pop(name, None)
@@ -187,6 +196,13 @@ class GroupRound:
         self._total += vector
         self._arrived.add(name)
         return self._go_on(now)
+
+    def expecting(self) -> list[Effect]:
+        """Return the vectors that members have signed for and that have not arrived."""
+        if self.stage is not GroupStage.MASKING:
+            return []
+        size = self._vector_bytes()
+        return [Expect(name, digest, size) for name, (_, digest) in self._masked.items() if name not in self._arrived]
 
     def tick(self, now: float) -> list[Effect]:
         """Go on without those who have not answered in time, or abort when they are too many."""

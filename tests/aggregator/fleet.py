@@ -191,6 +191,7 @@ class Fleet:
         declining: From which kind of message on a device leaves the round instead of sending it.
         hold_jobs: Sums and combinations wait while this is set.
         published, notes, opened: What the aggregator has said so far, over all of its starts.
+        repeated: What it has said again, byte for byte.
         refused: Who refused what, and why: ``aggregator`` or a device.
         wire: Every message of a device, in order.
         spent: Models for which some device has masked an update, and how many rounds had been opened by then.
@@ -199,15 +200,15 @@ class Fleet:
     def __init__(self, folder: Path, devices: int = 12, *, policy: Policy | None = None) -> None:
         self.folder = folder
         self.operator, self.home = make_homes(folder, policy=policy)
-        self.store = Store(self.home.path / DATABASE_FILE)
-        self.coordinator = Coordinator(self.home, self.store, entropy=os.urandom)
+        self.now, self.wall = 1000.0, 1.7e9
+        self.store, self.coordinator = self._aggregator()
         self.devices: dict[str, Device] = {}
-        self.now = 1000.0
         self.silent: set[str] = set()
         self.silent_from: dict[str, str] = {}
         self.declining: dict[str, str] = {}
         self.hold_jobs = False
         self.published: list[Publish] = []
+        self.repeated: list[Publish] = []
         self.notes: list[Note] = []
         self.opened: list[OpenRound] = []
         self.refused: list[tuple[str, PeerError]] = []
@@ -218,6 +219,12 @@ class Fleet:
         self._jobs: deque[Callable[[], None]] = deque()
         self._combining: object = None
         self.arrive(*(f"pi-{number}" for number in range(devices)))
+
+    def _aggregator(self) -> tuple[Store, Coordinator]:
+        store = Store(self.home.path / DATABASE_FILE)
+        store.defer()
+        wall_clock = lambda: self.wall + self.now  # noqa: E731
+        return store, Coordinator(self.home, store, entropy=os.urandom, wall_clock=wall_clock)
 
     def arrive(self, *names: str) -> None:
         """Bring new devices into the fleet."""
@@ -238,6 +245,7 @@ class Fleet:
         """Queue a task."""
         task = make_task(self.folder, **changes)
         self.store.add_task(task)
+        self.store.commit()
         return task
 
     def row(self, task: str = "digits") -> TaskRow:
@@ -250,14 +258,21 @@ class Fleet:
         """Return a task's rounds."""
         return self.store.rounds(task)
 
-    def restart(self) -> None:
-        """Start the aggregator again, as after a power cut: what was on its way to it or from it is lost."""
+    def restart(self, *, kept: bool = True) -> None:
+        """Start the aggregator again, as after a power cut: what was on its way from it is lost.
+
+        What it had not committed is lost as well. With ``kept`` the broker still has what devices sent and the
+        aggregator has not taken; without, that is gone too.
+        """
+        up = [call for call in self._queue if getattr(call, "func", None) == self.to_server]
         self._queue.clear()
+        self._queue.extend(up if kept else [])
         self._jobs.clear()
         self._combining = None
+        self.coordinator.close()
         self.store.close()
-        self.store = Store(self.home.path / DATABASE_FILE)
-        self.coordinator = Coordinator(self.home, self.store, entropy=os.urandom)
+        self.store, self.coordinator = self._aggregator()
+        self.carry(self.coordinator.tick(self.now))
 
     def finish(self, task: str = "digits", seconds: float = 900) -> TaskRow:
         """Run until a task has ended."""
@@ -287,13 +302,18 @@ class Fleet:
             if isinstance(effect, Note):
                 self.notes.append(effect)
                 self.store.event(effect.cause, effect.text)
-            elif isinstance(effect, Expect):
+        self.coordinator.commit()
+        for effect in effects:
+            if isinstance(effect, Note):
+                continue
+            if isinstance(effect, Expect):
                 self._expected.add((effect.device, effect.digest))
             elif isinstance(effect, Deliver):
                 self._queue.append(partial(self.to_device, effect.device, effect.kind, "", effect.data))
             elif isinstance(effect, Publish):
-                self.published.append(effect)
-                if effect.kind == topics.OPEN and effect.data:
+                again = bool(effect.data) and effect in self.published
+                (self.repeated if again else self.published).append(effect)
+                if effect.kind == topics.OPEN and effect.data and not again:
                     trust = self.home.trust({})
                     self.opened.append(read_open(effect.data, effect.id, trust))
                 if effect.kind != topics.BLOB:

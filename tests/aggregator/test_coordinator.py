@@ -33,17 +33,27 @@ def causes(fleet: Fleet) -> list[str]:
     return [note.cause for note in fleet.notes]
 
 
-def check_never_again(fleet: Fleet) -> None:
-    """No round number, epoch or spent model was ever used twice, and no device had to refuse one."""
+def check_never_again(fleet: Fleet, *, left_out: bool = False) -> None:
+    """No round number, epoch or spent model was ever used twice, and no device had to refuse one.
+
+    With ``left_out`` devices may notice that what they said got lost.
+    """
     rounds = [(opened.task, opened.round, opened.attempt) for opened in fleet.opened]
     assert len(set(rounds)) == len(rounds)
     assert rounds == sorted(rounds, key=lambda place: (place[0] != rounds[0][0], place[1:]))
     lists = [envelope.parse(effect.data) for effect in fleet.published if effect.kind == topics.EPOCH]
     numbers = [(message.round, message.attempt) for message in lists]
     assert numbers == sorted(set(numbers))
+    versions = Counter[tuple[Any, ...]]()  # of every message that members must not hear two versions of
+    for effect in fleet.published:
+        if effect.kind in (topics.ROSTER, topics.SURVIVORS, topics.UNMASK, topics.ABORT, topics.COMMITMENTS):
+            message = envelope.parse(effect.data)
+            versions[effect.kind, effect.id, message.task, message.round, message.attempt] += 1
+    assert set(versions.values()) <= {1}
     models = [opened.manifest.model.digest for opened in fleet.opened]
     assert all(model not in models[opened:] for model, opened in fleet.spent.items())
-    assert not [error for who, error in fleet.refused if who != "aggregator"]
+    lost = {"commitments", "openings", "roster", "dealt"} if left_out else set()
+    assert not [error for who, error in fleet.refused if who != "aggregator" and error.cause not in lost]
 
 
 @pytest.mark.parametrize("rule_name", ["trimmed-mean", "median", "mean"])
@@ -257,6 +267,7 @@ def test_an_epoch_that_does_not_come_about_counts_as_a_failed_attempt(make_fleet
     row = fleet.finish()
     assert (row.status, row.reason) == ("failed", "no groups came about (3 times in a row)")
     assert causes(fleet).count("epoch-failed") == 3
+    assert fleet.store.number("epoch") == 3  # no number is used again, not even when nothing came of it
     check_never_again(fleet)
 
 
@@ -315,39 +326,43 @@ def test_a_task_whose_files_are_gone_fails_and_the_next_one_runs(
 
 
 @pytest.mark.parametrize("phase", [Phase.GATHERING, Phase.GROUPING, Phase.ROUND, Phase.COMBINING])
-def test_after_a_restart_the_task_goes_on_in_a_new_attempt(make_fleet: Callable[..., Fleet], phase: Phase) -> None:
+def test_after_a_restart_the_task_goes_on_where_it_was(make_fleet: Callable[..., Fleet], phase: Phase) -> None:
     fleet = make_fleet(8)
     fleet.start(rounds=2, devices_min=9 if phase is Phase.GATHERING else 4)
     fleet.run_to(phase)
     if phase is Phase.ROUND:
         fleet.run_until(lambda: fleet.wire[-1][1].kind == topics.MASKED)
     fleet.restart()
-    assert fleet.coordinator.phase is Phase.IDLE
+    # A sum that was not taken yet is made again, from the same vectors.
+    assert fleet.coordinator.phase is (Phase.ROUND if phase is Phase.COMBINING else phase)
     if phase is Phase.GATHERING:
         fleet.arrive("ninth")
     assert fleet.finish().status == "done"
-    places = [(opened.round, opened.attempt) for opened in fleet.opened]
+    assert [(opened.round, opened.attempt) for opened in fleet.opened] == [(1, 1), (2, 1)]
     again = phase in (Phase.ROUND, Phase.COMBINING)
-    assert places == ([(1, 1), (1, 2), (2, 1)] if again else [(1, 1), (2, 1)])
-    assert [record.round for record in fleet.records()] == [1, 2]
+    assert [(record.round, record.resumed) for record in fleet.records()] == [(1, int(again)), (2, 0)]
+    assert {record.accepted for record in fleet.records()} == {8 + (phase is Phase.GATHERING)}
+    assert causes(fleet).count("resumed") == (phase is not Phase.GATHERING)
     check_never_again(fleet)
-    if phase is Phase.COMBINING:
-        assert len({opened.manifest.model.digest for opened in fleet.opened[:2]}) == 2
 
 
-def test_restarts_at_every_message_never_reuse_anything(make_fleet: Callable[..., Fleet]) -> None:
-    fleet = make_fleet(4)
-    fleet.start(rounds=4)
+@pytest.mark.parametrize("kept", [True, False])
+def test_restarts_at_every_message_never_reuse_anything(make_fleet: Callable[..., Fleet], kept: bool) -> None:
+    fleet = make_fleet(5 if kept else 8)
+    fleet.start(rounds=4 if kept else 2, attempts=1000, group_size=8)
     for wait in range(1, 40):
         seen = len(fleet.wire) + wait
         fleet.run_until(lambda seen=seen: len(fleet.wire) >= seen or fleet.row().status == "done")  # type: ignore[misc]
         if fleet.row().status == "done":
             break
-        fleet.restart()
+        fleet.restart(kept=kept)
     assert fleet.finish().status == "done"
-    assert [record.round for record in fleet.records() if record.accepted] == [1, 2, 3, 4]
-    assert len(fleet.opened) > 4
-    check_never_again(fleet)
+    assert [record.round for record in fleet.records() if record.accepted] == [1, 2, 3, 4][: 4 if kept else 2]
+    assert "resumed" in causes(fleet)
+    if kept:  # nothing that a device said was lost, so nothing had to be tried again
+        assert len(fleet.opened) == 4
+        assert sum(record.resumed for record in fleet.records()) > 4
+    check_never_again(fleet, left_out=not kept)
 
 
 def test_a_restart_behind_the_last_close_adds_no_round(
@@ -376,6 +391,7 @@ def test_a_stop_that_was_asked_for_while_the_aggregator_was_down_is_carried_out(
     fleet.start(rounds=50)
     fleet.run_until(lambda: len(fleet.records()) == 1)
     fleet.store.set_status("digits", "stopping", "stopped by the operator")
+    fleet.store.commit()
     fleet.restart()
     row = fleet.finish()
     assert (row.status, row.reason) == ("stopped", "stopped by the operator")
@@ -387,6 +403,7 @@ def test_a_round_that_opens_does_not_lose_a_stop(make_fleet: Callable[..., Fleet
     fleet.start(rounds=50)
     fleet.run_until(lambda: len(fleet.records()) == 1)
     fleet.store.set_status("digits", "stopping", "stopped by the operator")
+    fleet.store.commit()
     fleet.run_until(lambda: len(fleet.opened) > 3)
     assert fleet.row().status == "stopping"
 

@@ -42,7 +42,7 @@ class Executioner:
         self.order: list[tuple[str, str]] = []
         live.service.link._on_message = self.on_message
 
-    def on_message(self, topic: str, payload: bytes) -> None:
+    def on_message(self, topic: str, payload: bytes, acknowledge: Callable[[], object]) -> None:
         """Kill first, pass on then; runs on the aggregator's loop."""
         place = topics.parse(topic)
         run = self._live.service.coordinator.run
@@ -59,7 +59,7 @@ class Executioner:
             process.kill()
             process.wait()
             self.order.append((place.device, said))
-        self._take(topic, payload)
+        self._take(topic, payload, acknowledge)
 
 
 class Scene:

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ log_type all
 
 
 class Ear(list[tuple[str, bytes]]):
-    def __call__(self, topic: str, payload: bytes) -> None:
+    def __call__(self, topic: str, payload: bytes, acknowledge: Callable[[], object]) -> None:
         self.append((topic, payload))
+        acknowledge()
 
 
 def make_link(broker: RunningBroker, folder: Path, ear: Ear | None = None, **settings: object) -> BrokerLink:

@@ -1,0 +1,191 @@
+"""Going on after a restart: what was open is built up again from the journal, and what may not have been heard is said.
+
+Time that passed while the aggregator was down counts, by the wall clock: that is the only clock there is across a
+restart. A wall clock that was set back counts for nothing; one that was set forward lets stages run out, but never
+before the grace that every resumption grants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey_aggregator import spool
+from covey_aggregator.grouping import EpochRun
+from covey_aggregator.home import ServerHome
+from covey_aggregator.journal import RESUMED, Entry, EpochHead, Journal, JournalError, Recorded, RoundHead
+from covey_aggregator.models import ModelFolder
+from covey_aggregator.round_run import RoundRun
+from covey_aggregator.spool import Spool
+from covey_protocol import envelope, topics
+from covey_protocol.digest import digest
+from covey_protocol.effects import Effect, Publish
+from covey_protocol.envelope import Context
+from covey_protocol.epochs import Grouping
+from covey_protocol.errors import CoveyError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.messages import Abort, Close, Delta, Manifest
+from covey_protocol.payload import read, write
+from covey_protocol.roster import OpenRound, Trust
+
+
+@dataclass(frozen=True)
+class Rebuilder:
+    """What is needed to build up again what was open.
+
+    Attributes:
+        home, trust: The aggregator's.
+        journal: The open journal.
+        spools: The folder of rounds' files.
+    """
+
+    home: ServerHome
+    trust: Trust
+    journal: Journal
+    spools: Path
+
+    def round(
+        self, head: RoundHead, groupings: Sequence[Grouping], sequences: dict[str, int], now: float, wall: float
+    ) -> tuple[RoundRun, list[Effect]]:
+        """Return the open round as it was, and what to say again.
+
+        Args:
+            head: What it began with.
+            groupings: The epoch's groups.
+            sequences: Last join sequences, taken back to where they were and brought forward again.
+            now, wall: Monotonic and Unix seconds.
+
+        Raises:
+            JournalError: It cannot be had.
+        """
+        entries = self.journal.entries()
+        try:
+            manifest = read(Manifest, head.manifest)
+            kept = Spool.reopen(self.spools, spool_label(head.task, head.round, head.attempt))
+        except CoveyError as error:
+            raise JournalError(f"its journal is of no use: {error}") from error
+        if not groupings or manifest.epoch != groupings[0].epoch:
+            raise JournalError(f"its journal is of epoch {manifest.epoch}, whose groups are gone")
+        sequences.update(head.sequences)
+        run = RoundRun(
+            opened=OpenRound(head.task, head.round, head.attempt, manifest, manifest_digest(head.manifest)),
+            groupings=groupings,
+            trust=self.trust,
+            key=self.home.key,
+            sequences=sequences,
+            journal=self.journal,
+            spool=kept,
+            now=now - _elapsed(head, entries, wall),
+        )
+        try:
+            said = run.replay(entries)
+        except JournalError:
+            kept.close()
+            raise
+        again = [effect for effect in said if run.wanted(effect)]
+        _resume(run, now)
+        opened = open_message(run.opened, head.manifest, self.home)
+        return run, [opened, *again, *run.expecting()]
+
+    def epoch(self, head: EpochHead, now: float, wall: float) -> tuple[EpochRun, list[Effect]]:
+        """Return the epoch's opening as it was, and what to say again; arguments and errors as for ``round``."""
+        entries = self.journal.entries()
+        run = self.new_epoch(head, now - _elapsed(head, entries, wall))
+        again = run.replay(entries)
+        _resume(run, now)
+        return run, again
+
+    def new_epoch(self, head: EpochHead, began: float) -> EpochRun:
+        """Return an epoch's opening at its beginning."""
+        return EpochRun(
+            fleet=self.home.fleet,
+            key=self.home.key,
+            epoch=head.epoch,
+            members=head.members,
+            group_size=head.group_size,
+            list_min=head.list_min,
+            window=head.window,
+            journal=self.journal,
+            now=began,
+        )
+
+
+def spool_label(task: str, round_: int, attempt: int) -> str:
+    """Return what a round's files are called."""
+    return f"{task}-{round_}-{attempt}"
+
+
+def manifest_digest(body: bytes) -> bytes:
+    """Return the digest that joins and rosters are bound to."""
+    return digest(body, person=b"covey-manifest")
+
+
+def open_message(opened: OpenRound, body: bytes, home: ServerHome) -> Publish:
+    """Return a round's OPEN message; always the same bytes."""
+    context = opened.context(home.fleet, topics.OPEN, AGGREGATOR)
+    return Publish(topics.OPEN, opened.task, envelope.sign(body, context, home.key), retain=True)
+
+
+def abort_messages(
+    task: str, round_: int, attempt: int, aborts: Iterable[tuple[Grouping, Abort]], home: ServerHome
+) -> list[Publish]:
+    """Return the ABORT messages of some groups of a round; always the same bytes."""
+    return [
+        Publish(
+            topics.ABORT,
+            grouping.group,
+            envelope.sign(
+                write(body),
+                Context(
+                    fleet=home.fleet,
+                    kind=topics.ABORT,
+                    sender=AGGREGATOR,
+                    task=task,
+                    round=round_,
+                    attempt=attempt,
+                    roster=grouping.digest(),
+                ),
+                home.key,
+            ),
+        )
+        for grouping, body in aborts
+    ]
+
+
+def words_again(words: Iterable[Publish], models: ModelFolder) -> list[Publish]:
+    """Return what was said last and may not have been heard, with the step that a CLOSE names."""
+    again = []
+    for word in words:
+        if word.kind == topics.CLOSE:
+            step = read(Close, envelope.parse(word.data).payload).delta.blob.digest
+            blob = models.reload(step)
+            again += [Publish(topics.BLOB, step.hex(), blob)] if blob is not None else []
+        again.append(word)
+    return again
+
+
+def last_step(words: Iterable[Publish], task: str, model: bytes) -> Delta | None:
+    """Return how devices get to a task's model from the one before, if its last CLOSE says so."""
+    for word in words:
+        if (word.kind, word.id) == (topics.CLOSE, task):
+            close = read(Close, envelope.parse(word.data).payload)
+            if close.model.digest == model:
+                return close.delta
+    return None
+
+
+def clean_spools(folder: Path, head: RoundHead | EpochHead | None) -> None:
+    """Remove the files of all rounds that are not open."""
+    spool.clean(folder, spool_label(head.task, head.round, head.attempt) if isinstance(head, RoundHead) else "")
+
+
+def _resume(run: Recorded, now: float) -> None:
+    run.take(RESUMED, "", b"", now)
+    run.resumed += 1
+
+
+def _elapsed(head: RoundHead | EpochHead, entries: Sequence[Entry], wall: float) -> float:
+    """Return the seconds since the beginning: what the journal has seen at least."""
+    seen = max((entry.at for entry in entries), default=0.0)
+    return max(seen, wall - head.opened)
