@@ -199,8 +199,9 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(path: Path) -> Non
     assert (store.memory("conduct"), store.memory("nothing")) == (b"two", b"")
     store.close()
     with sqlite3.connect(path) as database:
-        for statement in ("DROP TABLE memory", "PRAGMA user_version=1"):
-            database.execute(statement)
+        for table in ("memory", "journal_head", "journal", "words"):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("PRAGMA user_version=1")
     for _ in range(2):
         store = Store(path)
         assert (store.number("epoch"), store.memory("conduct")) == (7, b"")
