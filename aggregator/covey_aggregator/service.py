@@ -54,6 +54,7 @@ log = logging.getLogger("covey.aggregator")
 _TICK = 0.1
 _GATHER = 0.005  # seconds: what comes within it is committed together
 _POLL = 1.0
+_HAVE_SECONDS = 120
 _BLOB_SECONDS = 600  # for which the broker keeps pieces for those who are away; later they ask for what they need
 _SAMPLE = 200
 
@@ -249,6 +250,8 @@ class Service:
             match effect:
                 case Publish(kind, id, data, retain):
                     self._publish_pieces(topics.pub(self._home.fleet, kind, id), data, kind, retain)
+                case Deliver(device, topics.HAVE, data):  # asked again and again; only the newest is worth delivering
+                    self._publish(topics.down(self._home.fleet, device, topics.HAVE), data, expiry=_HAVE_SECONDS)
                 case Deliver(device, kind, data):
                     self._publish_pieces(topics.down(self._home.fleet, device, kind), data, kind, False)
                 case _:
