@@ -560,9 +560,8 @@ class Coordinator:
         )
         self._keep_judgement()
         task = self._running.task
-        if not run.resumed:  # how long devices took says nothing where the aggregator was down in between
-            self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
-            self._store.keep(_PACES, self._paces.encode())
+        self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
+        self._store.keep(_PACES, self._paces.encode())
 
     def _keep_judgement(self) -> None:
         self._store.keep(_CONDUCT, self._conduct.encode())
