@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from covey_agent.files import write_atomically
+from covey_agent.files import append, write_atomically
 from covey_protocol.chunks import Piece
 from covey_protocol.digest import content_digest, short
 from covey_protocol.errors import CoveyError
@@ -71,8 +71,7 @@ class PieceLog:
         try:
             if path.exists() and path.stat().st_size > 2 * piece.total:
                 return
-            with path.open("ab") as file:
-                file.write(len(data).to_bytes(_LENGTH, "big") + _checksum(data) + data)
+            append(path, len(data).to_bytes(_LENGTH, "big") + _checksum(data) + data)
         except OSError as error:
             if not self._failed:
                 log.warning("pieces of blob %s are kept in memory only: %s", short(piece.digest), error)

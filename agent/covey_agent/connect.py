@@ -53,7 +53,7 @@ class RunningAgent:
             make_trainer=make_trainer,
             round_class=round_class,
         )
-        events = LinkEvents(on_message=self.agent.deliver, on_connect=self.agent.connected)
+        events = LinkEvents(on_message=self.agent.deliver_and_wait, on_connect=self.agent.connected)
         self.link = MqttLink(link_options(home, profile, self.agent.will()), self.store.outbox, events)
         self._thread = threading.Thread(target=self.run, name=f"covey-agent-{home.device}", daemon=True)
 

@@ -22,6 +22,15 @@ def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     sync_folder(path.parent)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to a private file, without flushing it: a power cut may tear the end off."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+    try:
+        _write_all(handle, data)
+    finally:
+        os.close(handle)
+
+
 def destroy(path: Path) -> None:
     """Overwrite a file with zeros once and remove it; on flash storage old blocks may outlive this."""
     size = path.stat().st_size

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -43,6 +44,7 @@ from covey_protocol.roster import Trust, read_open
 log = logging.getLogger("covey.agent")
 
 _IDLE = 1.0  # seconds
+_ACKNOWLEDGE = 3.0  # less than the shortest keepalive: the link's thread stands still for so long
 _SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
 
@@ -51,6 +53,7 @@ _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
 class _Message:
     topic: str
     payload: bytes
+    handled: threading.Event | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,18 @@ class Agent:
         """Take a message from the link's thread."""
         self._events.put(_Message(topic, payload))
 
+    def deliver_and_wait(self, topic: str, payload: bytes) -> None:
+        """Take a message from the link's thread, and return when what follows from it is durable.
+
+        Then only is it acknowledged to the broker: what a crash kept from being handled comes again. An agent that is
+        busy or stopping is not waited for.
+        """
+        handled = threading.Event()
+        self._events.put(_Message(topic, payload, handled))
+        deadline = time.monotonic() + _ACKNOWLEDGE
+        while not handled.wait(0.1) and not self._stopping and time.monotonic() < deadline:
+            pass
+
     def connected(self, session_present: bool) -> None:
         """Hear from the link's thread that a connection stands; the broker may have published the Last Will before."""
         self._events.put(_Connected(session_present))
@@ -164,6 +179,8 @@ class Agent:
             if event is None:
                 break
             self._handle(event)
+            if isinstance(event, _Message) and event.handled is not None:
+                event.handled.set()
             self._ask()
             self._status.write(self.snapshot)
         try:

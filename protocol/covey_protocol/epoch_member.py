@@ -2,6 +2,9 @@
 
 The device trusts the aggregator for nothing but delivery: its own commitment has to be in the published list, all
 openings have to match their commitments, and the groups have to be the ones it computes itself.
+
+An opening is remembered until its groups are known, with e_i, which is published in it anyway: a device that is started
+again in the middle would otherwise be in no group, or in one that it could not check, for the whole epoch.
 """
 
 from __future__ import annotations
@@ -9,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
+import msgspec
 from nacl.signing import SigningKey
 
-from covey_protocol import envelope, epochs, topics
+from covey_protocol import cbor, envelope, epochs, topics
 from covey_protocol.effects import Effect, Remember, Send
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
-from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.errors import LocalError, MalformedError, RefusedError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
 from covey_protocol.messages import Commitment, Commitments, EpochList, Groups, Opening
@@ -40,7 +44,9 @@ TABLE = {
 }
 
 EPOCH_KEY = "epoch"
+OPENING_KEY = "opening"
 GROUPING_KEY = "grouping"
+_OPENING_MAX = 1 << 20  # a list of a thousand members with their commitments takes a seventh of that
 
 
 class EpochMember:
@@ -80,6 +86,8 @@ class EpochMember:
         self._list_digest = b""
         self._value = b""
         self._commitments: dict[str, bytes] = {}
+        if stored.get(OPENING_KEY):
+            self._resume(stored[OPENING_KEY])
 
     @property
     def stage(self) -> Stage:
@@ -109,6 +117,34 @@ class EpochMember:
         context = self._context(kind, AGGREGATOR, roster, message.round, message.attempt)
         return envelope.verify(message, context, self._aggregator_key)
 
+    def _opening(self) -> Remember:
+        """Return the mark by which an opening can be gone on with after a restart."""
+        assert self._list is not None
+        commitments = [list(pair) for pair in sorted(self._commitments.items())]
+        return Remember(OPENING_KEY, cbor.encode([list(self._mark), write(self._list), self._value, commitments]))
+
+    def _resume(self, data: bytes) -> None:
+        """Go on with an opening of before a restart.
+
+        Raises:
+            LocalError: The mark is damaged.
+        """
+        form = tuple[tuple[int, int], bytes, bytes, list[tuple[str, bytes]]]
+        try:
+            mark, members, value, commitments = msgspec.convert(
+                cbor.decode(data, max_bytes=_OPENING_MAX), form, builtin_types=(bytes,)
+            )
+            self._list = read(EpochList, members)
+        except (MalformedError, msgspec.ValidationError) as error:
+            raise LocalError(f"the stored opening is damaged: {error}", cause="store") from error
+        if mark != self._mark:
+            self._list = None
+            return
+        self._list_digest, self._value = epochs.list_digest(self._list), value
+        self._commitments = dict(commitments)
+        stage = Stage.OPENED if commitments else Stage.COMMITTED
+        self._machine = Machine(TABLE, stage, f"epoch of {self._device}")
+
     def _context(self, kind: str, sender: str, roster: bytes, epoch: int, attempt: int) -> Context:
         return Context(fleet=self._fleet, kind=kind, sender=sender, round=epoch, attempt=attempt, roster=roster)
 
@@ -135,11 +171,12 @@ class EpochMember:
             raise RefusedError("the epoch's list gives this device another key", cause="list")
         self._list, self._list_digest = members, epochs.list_digest(members)
         self._value = self._entropy(32)
-        self._mark = mark
+        self._mark, self._commitments = mark, {}
         body = write(Commitment(commitment=epochs.commitment(self._value, self._device)))
         context = self._context(topics.COMMITMENT, self._device, self._list_digest, *mark)
         return [
             Remember(EPOCH_KEY, f"{mark[0]}.{mark[1]}".encode()),
+            self._opening(),
             Send(topics.COMMITMENT, envelope.sign(body, context, self._key)),
         ]
 
@@ -158,7 +195,8 @@ class EpochMember:
         self._commitments = commitments
         digest = epochs.commitments_digest(self._list_digest, commitments)
         context = self._context(topics.OPENING, self._device, digest, *self._mark)
-        return [Send(topics.OPENING, envelope.sign(write(Opening(value=self._value)), context, self._key))]
+        opening = envelope.sign(write(Opening(value=self._value)), context, self._key)
+        return [self._opening(), Send(topics.OPENING, opening)]
 
     def _on_groups(self, data: bytes) -> list[Effect]:
         assert self._list is not None
@@ -183,7 +221,7 @@ class EpochMember:
             raise RefusedError("the groups are not the ones that follow from list and openings", cause="groups")
         self.grouping = self._place(expected, members)
         stored = self.grouping.encode() if self.grouping else b""
-        return [Remember(GROUPING_KEY, stored)]
+        return [Remember(GROUPING_KEY, stored), Remember(OPENING_KEY, b"")]
 
     def _place(self, groups: list[list[str]], members: EpochList) -> Grouping | None:
         """Return this device's group; a newcomer for whom there is no place yet has none."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.agent.cuts import Cut, PowerCut, steps
 
-from covey_agent.files import destroy, write_atomically
+from covey_agent.files import append, destroy, write_atomically
 
 OLD, NEW = b"old" * 100, b"new" * 50_000
 
@@ -32,6 +32,13 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     assert (mode(tmp_path / "key"), (tmp_path / "key").read_bytes()) == (0o600, b"secret")
     write_atomically(tmp_path / "open", b"words", mode=0o644)
     assert mode(tmp_path / "open") == 0o644
+
+
+def test_what_is_added_to_is_private_too(tmp_path: Path) -> None:
+    append(tmp_path / "f", OLD)
+    append(tmp_path / "f", NEW)
+    assert (tmp_path / "f").read_bytes() == OLD + NEW
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_wider_file_that_was_left_beside_does_not_pass_its_mode_on(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from tests.protocol.rig import FLEET, SERVER, Entropy, signing_key, snapshot
 from covey_protocol import envelope, epoch_member, epochs, topics
 from covey_protocol.effects import Effect, Note, Publish, Remember, Send
 from covey_protocol.envelope import Context
-from covey_protocol.epoch_member import EPOCH_KEY, GROUPING_KEY, EpochMember
+from covey_protocol.epoch_member import EPOCH_KEY, GROUPING_KEY, OPENING_KEY, EpochMember
 from covey_protocol.epoch_opening import ShardOpening, Stage
-from covey_protocol.errors import PeerError, RefusedError, StaleError
+from covey_protocol.errors import LocalError, PeerError, RefusedError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Commitment, Commitments, EpochList, Groups, ListedMember, Opening
 from covey_protocol.payload import Payload, read, write
@@ -448,7 +448,7 @@ def test_a_restart_and_a_newer_epoch_are_taken_up_with_a_new_value() -> None:
     values = {liar.device._value}
     for epoch, attempt in ((5, 2), (6, 1)):
         data = liar.publish(topics.EPOCH, liar.members, round=epoch, attempt=attempt)
-        mark, send = liar.device.receive(topics.EPOCH, data)
+        mark, _, send = liar.device.receive(topics.EPOCH, data)
         assert mark == Remember(EPOCH_KEY, f"{epoch}.{attempt}".encode())
         assert isinstance(send, Send)
         values.add(liar.device._value)
@@ -470,4 +470,36 @@ def test_what_a_device_remembers_survives_a_restart() -> None:
 def test_the_mark_is_remembered_before_anything_is_sent() -> None:
     liar = Liar(epoch_member.Stage.WAITING)
     effects = liar.device.receive(topics.EPOCH, liar.true[topics.EPOCH])
-    assert [type(effect) for effect in effects] == [Remember, Send]
+    assert [type(effect) for effect in effects] == [Remember, Remember, Send]
+    assert [type(effect) for effect in liar.device.receive(topics.COMMITMENTS, liar.true[topics.COMMITMENTS])] == [
+        Remember,
+        Send,
+    ]
+
+
+def test_a_restart_in_the_middle_goes_on_with_the_same_value() -> None:
+    """Whoever is killed after it has opened is in the groups, and must be able to check them."""
+    true, remembered = Liar(epoch_member.Stage.WAITING).true, dict[str, bytes]()
+    whole, cut = (opened_truly().device(ME) for _ in range(2))
+    for kind in (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS):
+        expected, effects = whole.receive(kind, true[kind]), cut.receive(kind, true[kind])
+        assert effects == expected
+        remembered |= {effect.key: effect.value for effect in effects if isinstance(effect, Remember)}
+        cut = opened_truly().device(ME, remembered)
+        assert cut.stage is (whole.stage if kind != topics.GROUPS else epoch_member.Stage.WAITING)
+        assert (cut.grouping, cut._value) == (whole.grouping, whole._value if kind != topics.GROUPS else b"")
+    assert remembered[OPENING_KEY] == b""
+
+
+def test_an_opening_that_is_no_longer_the_newest_is_not_gone_on_with() -> None:
+    device = Liar(epoch_member.Stage.WAITING).device
+    effects = device.receive(topics.EPOCH, opened_truly().published[0].data)
+    remembered = {effect.key: effect.value for effect in effects if isinstance(effect, Remember)}
+    again = opened_truly().device(ME, {**remembered, EPOCH_KEY: b"6.1"})
+    assert again.stage is epoch_member.Stage.WAITING
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"\x80", b"\x84\x82\x05\x01\x40\x40\x80"])
+def test_a_damaged_opening_is_named(damage: bytes) -> None:
+    with pytest.raises(LocalError, match="the stored opening is damaged"):
+        opened_truly().device(ME, {EPOCH_KEY: b"5.1", OPENING_KEY: damage})
