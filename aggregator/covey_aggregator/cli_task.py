@@ -11,6 +11,7 @@ import msgspec
 
 from covey_aggregator.cli_device import home_option
 from covey_aggregator.home import DATABASE_FILE, open_server
+from covey_aggregator.journal import Journal, JournalError, RoundHead
 from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import load_task
 from covey_protocol.bundle import Bundle
@@ -79,6 +80,10 @@ def status(name: str | None, home: Path, as_json: bool, watch: bool) -> None:
         click.echo(f"{row.task.name:<20} {row.status}{reason}, round {row.round} of {row.task.rounds}, model {model}")
         for record in store.rounds(row.task.name):
             click.echo(_line(msgspec.to_builtins(record)))
+        opened = _open_round(store, row)
+        if opened is not None:
+            again = f", resumed {opened['resumed']} times" if opened["resumed"] else ""
+            click.echo(f"  round {opened['round']:>4}.{opened['attempt']}  is open{again}")
     if not rows:
         click.echo("no tasks yet; start one with: covey task start TASK.yaml")
 
@@ -128,16 +133,30 @@ def _as_json(store: Store, row: TaskRow) -> dict[str, object]:
         "round": row.round,
         "attempt": row.attempt,
         "model": row.model.hex(),
+        "open": _open_round(store, row),
         "task": msgspec.to_builtins(row.task),
         "rounds": [msgspec.to_builtins(record) for record in store.rounds(row.task.name)],
     }
+
+
+def _open_round(store: Store, row: TaskRow) -> dict[str, int] | None:
+    """Return which round of a task is open and how often it was taken up again after a restart."""
+    journal = Journal(store)
+    try:
+        head = journal.head()
+    except JournalError:
+        return None
+    if not isinstance(head, RoundHead) or head.task != row.task.name:
+        return None
+    return {"round": head.round, "attempt": head.attempt, "resumed": journal.resumed}
 
 
 def _line(record: dict[str, object]) -> str:
     accuracy = record["accuracy"] if record["accuracy"] is not None else record["federated_accuracy"]
     shown = "   -  " if accuracy is None else f"{accuracy:6.3f}"
     closed = int(str(record["groups"])) - int(str(record["groups_aborted"]))
+    resumed = f", resumed {record['resumed']} times" if record["resumed"] else ""
     return (
         f"  round {record['round']:>4}.{record['attempt']}  accuracy {shown}  groups {closed}/{record['groups']}  "
-        f"devices {record['accepted']}/{record['participants']}  {record['seconds']:.1f} s"
+        f"devices {record['accepted']}/{record['participants']}  {record['seconds']:.1f} s{resumed}"
     )
