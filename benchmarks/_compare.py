@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,16 @@ def take_turns(
     repeat: int,
     anchor_work: str = "",
     anchor_size: dict[str, Any] | None = None,
+    each: Callable[[dict[str, Any]], None] = lambda facts: None,
 ) -> tuple[list[float], list[float], dict[str, Any]]:
     """Time a work on both sides in turns; the first pair is thrown away.
+
+    Args:
+        ours, anchor: The sides.
+        work, size: Our work and its arguments.
+        repeat: Pairs that count.
+        anchor_work, anchor_size: The anchor's, where they differ.
+        each: Called with the facts of each of our runs that count.
 
     Returns:
         Seconds of ours and of the anchor, and the facts of the last runs, the anchor's under ``anchor``.
@@ -167,6 +175,8 @@ def take_turns(
     finally:
         for worker in workers:
             worker.close()
+    for pair in answers:
+        each(_facts(pair[0]))
     columns = [[float(pair[side]["seconds"]) for pair in answers] for side in range(len(sides))]
     facts: dict[str, Any] = _facts(answers[-1][0])
     facts["cpu"] = [float(pair[0]["cpu"]) for pair in answers]

@@ -2,12 +2,16 @@
 
 ``./run bench masking`` runs both on the same vectors with the same number of peers and thresholds, taking turns. Each
 side's results are checked in the same run: masks cancel, sums are right, secrets come back.
+
+``--profile`` adds where the time of quantising and masking goes, each part beside Flower's whole. Most of it is bare
+ChaCha20, a keystream for every peer, for the device itself and for the dither. Both sides work on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._compare import Row, Side, arguments, peaks, report, take_turns
 from benchmarks._flower_env import flower_python
+from benchmarks._mask_profile import ADDS, CIPHER, PARTS, WHOLE
 from benchmarks._traffic import Traffic, measure
 
 HERE = Path(__file__).parent
 OURS = Side(sys.executable, HERE / "_ours.py")
+PROFILED = Side(sys.executable, HERE / "_mask_profile.py")
 MEGABYTE = 1e6
 WARM = 1000  # parameters of the run that comes before a peak is measured
 
@@ -50,6 +56,35 @@ def timed(options: argparse.Namespace, flower: Side | None) -> list[Row]:
         row(f"unmask a group of {peers + 1}", "unmask", {**group, "dropped": 0}, 1 / 25),
         row(f"unmask a group of {peers + 1}, 2 dropped", "unmask", {**group, "dropped": 2}, 1 / 15),
     ]
+
+
+def profile(options: argparse.Namespace, flower: Side | None) -> list[Row]:
+    """Take quantising and masking apart; the anchor of every part is the whole of Flower's step."""
+    print("  profile", file=sys.stderr)
+    size = {"dimension": options.parameters, "peers": options.peers}
+    seconds: dict[str, list[float]] = {part: [] for part in (WHOLE, *PARTS, CIPHER, ADDS)}
+    _, anchor, _ = take_turns(
+        PROFILED, flower, "mask-profile", size, repeat=options.repeat, anchor_work="mask", each=seconds_of(seconds)
+    )
+    keystreams = 2 * options.parameters * (options.peers + 2) / 1e6
+    return [
+        Row(f"profile: {WHOLE}", "ms", seconds[WHOLE], anchor),
+        *(Row(f"  {part}", "ms", seconds[part], anchor) for part in PARTS),
+        Row(
+            f"  {CIPHER}", "ms", seconds[CIPHER], anchor, note=f"{keystreams:.1f} MB, in blocks that stay in the cache"
+        ),
+        Row(f"  {ADDS}", "ms", seconds[ADDS], anchor),
+    ]
+
+
+def seconds_of(seconds: dict[str, list[float]]) -> Callable[[dict[str, Any]], None]:
+    """Return what notes the parts of every run."""
+
+    def note(facts: dict[str, Any]) -> None:
+        for part, values in seconds.items():
+            values.append(facts["parts"][part])
+
+    return note
 
 
 def memory(options: argparse.Namespace, flower: Side | None) -> list[Row]:
@@ -128,12 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--small-parameters", type=int, default=10_000, help="model size for control traffic")
     parser.add_argument("--small-members", type=int, default=10, help="roster size for control traffic")
     parser.add_argument("--repeat", type=int, default=9, help="pairs that are measured")
+    parser.add_argument("--profile", action="store_true", help="say where the time of quantising and masking goes")
     parser.add_argument("--without-flower", action="store_true", help="leave the anchor's column empty")
     options = parser.parse_args(argv)
     python = None if options.without_flower else flower_python()
     flower = None if python is None else Side(python, HERE / "_flower.py")
     versions = OURS.versions() | (flower.versions() if flower else {})
     rows = timed(options, flower)
+    if options.profile:
+        rows += profile(options, flower)
     rows += memory(options, flower)
     rows += traffic(options, rows[0])
     return report(f"masking, {options.parameters} parameters", rows, versions, options)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks import masking
 from benchmarks._compare import MISSED, NOT_JUDGED
+from benchmarks._mask_profile import ADDS, CIPHER, PARTS, WHOLE
 from benchmarks._traffic import measure, packet
 
 SMALL = ["--parameters", "300", "--peers", "8", "--members", "6", "--repeat", "1"]
@@ -24,6 +25,16 @@ def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert rows["quantise + mask, 8 peers"]["facts"]["size"] == 2 * (300 + 4)
     assert not any(row["anchor"] for row in document["rows"])
     assert "flwr" not in document["versions"]
+
+
+def test_the_profile_takes_the_step_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert masking.main([*SMALL, "--profile", "--without-flower", "--no-goals", "--json", str(file)]) == 0
+    assert "bare ChaCha20" in capsys.readouterr().out
+    rows = {row["work"]: row["ours"] for row in json.loads(file.read_text())["rows"]}
+    parts = [rows[f"  {part}"][0] for part in PARTS]
+    assert all(seconds > 0 for seconds in [*parts, rows[f"  {CIPHER}"][0], rows[f"  {ADDS}"][0]])
+    assert sum(parts) == pytest.approx(rows[f"profile: {WHOLE}"][0])
 
 
 def test_goals_without_an_anchor_are_not_taken_for_met(capsys: pytest.CaptureFixture[str]) -> None:
