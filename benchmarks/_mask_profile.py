@@ -58,8 +58,7 @@ class MaskProfile(Mask):
         return {**super().check(result), "parts": self._seconds}
 
     def _bare(self, vector: Ring, masks: int) -> None:
-        room = prg.room_for(len(vector))
-        block = room.bytes.view("<u2")
+        room, block = prg._room(len(vector))
         tiles = [vector[start : start + prg.BLOCK] for start in range(0, len(vector), prg.BLOCK)]
         with self._clock(CIPHER):
             for tile in tiles:

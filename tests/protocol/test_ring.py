@@ -210,40 +210,57 @@ QUIET = Metrics(loss=0, accuracy=0, samples=0, norm=0)
 
 @pytest.mark.parametrize("n_max", [7, 31])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_coordinate_that_is_the_whole_clip_never_leaves_the_range(n_max: int, sign: int) -> None:
+def test_a_coordinate_that_is_the_whole_clip_never_leaves_the_range(
+    n_max: int, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the bound is a whole number of units, rounding up could leave it by one."""
     scale = RingScale(1.0, n_max)
-    update, _ = ring.clip_norm(np.asarray([sign * 3.0], np.float32), scale.clip)
-    for number in range(2000):
-        vector = ring.encode(update, QUIET, scale, number.to_bytes(32, "big"))
-        assert abs(int(vector.view(np.int16)[0])) <= scale.coordinate_bound
-
-
-@pytest.mark.parametrize("sixteenth", [-16, -15, -8, -1, 0, 1, 7, 8, 16])
-def test_over_all_dithers_the_mean_is_exact(sixteenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No direction is favoured, not even by the 131,072nd of a unit that whole 65,536ths would be short of a half."""
-
-    def every_dither(seed: bytes, length: int) -> list[tuple[slice, Ring]]:
-        half = length // 2
-        return [
-            (slice(0, half), np.arange(half, dtype=np.uint16)),
-            (slice(half, length), np.arange(half, length, dtype=np.uint16)),
+    # So many coordinates that the bound on the norm alone would let one more unit pass.
+    update = np.zeros(10 * scale.coordinate_bound, np.float32)
+    update[0] = sign
+    for dither in (1, 32768, 65535):
+        part = np.full(ring._STRIDE, dither, np.uint16)
+        blocks = [
+            (slice(at, min(at + len(part), len(update))), part[: len(update) - at])
+            for at in range(0, len(update), len(part))
         ]
-
-    monkeypatch.setattr(prg, "blocks", every_dither)
-    scale = RingScale(32766.0, 1)  # a unit is 1
-    update = np.full(1 << 16, sixteenth / 16, np.float32)
-    vector = ring.encode(update, QUIET, scale, seed(0)).view(np.int16)[:-4]
-    assert vector.sum(dtype=np.int64) * 16 == sixteenth << 16
-    assert set(vector.tolist()) == {math.floor(sixteenth / 16), math.ceil(sixteenth / 16)}
+        monkeypatch.setattr(prg, "blocks", lambda seed, length, blocks=blocks: blocks)
+        vector = ring.encode(update, QUIET, scale, seed(0)).view(np.int16)
+        assert vector[0] in (sign * scale.coordinate_bound, sign * (scale.coordinate_bound - 1))
+        assert not vector[1:-4].any()
 
 
-@pytest.mark.parametrize("values", [[5.0, -7.0, 0.0], [32766.0], [-32766.0, 0.0], [20000.0, -20001.0, 300.0]])
-def test_whole_units_stay_as_they_are(values: list[float]) -> None:
-    scale = RingScale(32766.0, 1)
-    for number in range(200):
-        vector = ring.encode(np.array(values, np.float32), QUIET, scale, seed(number))
-        assert vector.view(np.int16)[:-4].tolist() == values
+def over_all_dithers(value: float, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.int16]:
+    """Round a value once with every dither that there is, where a unit is 1."""
+    dithers = np.arange(1 << 16, dtype=np.uint16)
+    vector = np.empty(1 << 16, np.uint16)
+    with monkeypatch.context() as patch:
+        patch.setattr(prg, "blocks", lambda seed, length: [(slice(0, length), dithers.copy())])
+        ring._round(np.full(1 << 16, value, np.float32), 1.0, 32766, vector, seed(0))
+    return vector.view(np.int16)
+
+
+@pytest.mark.parametrize("value", [-200.25, -16 / 16, -15 / 16, -0.5, -1 / 16, 0.0, 1 / 16, 0.5, 15 / 16, 1.0, 255.75])
+def test_over_all_dithers_the_mean_is_exact(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded = over_all_dithers(value, monkeypatch)
+    assert rounded.mean(dtype=np.float64) == value
+    assert set(rounded.tolist()) == {math.floor(value), math.ceil(value)}  # a whole number of units stays as it is
+
+
+@pytest.mark.parametrize("value", [1e-7, 0.3, 1 / 3, 0.99999, 2.7, 100.1])
+def test_no_direction_is_favoured(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by the 131,072nd of a unit that the mean of all 65,536ths is short of a half."""
+    up, down = over_all_dithers(value, monkeypatch), over_all_dithers(-value, monkeypatch)
+    assert up.sum(dtype=np.int64) == -down.sum(dtype=np.int64)
+    assert abs(up.mean(dtype=np.float64) - value) < 1 / 65536
+
+
+@pytest.mark.parametrize("value", [300.0, -5000.3, 20_000.0, -32_000.5])
+def test_large_coordinates_are_shifted_by_no_more_than_float32_did(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean = over_all_dithers(value, monkeypatch).mean(dtype=np.float64)
+    assert abs(mean - float(np.float32(value))) < abs(value) / (1 << 24) + 1 / 65536
 
 
 @settings(deadline=None, max_examples=60)
@@ -256,6 +273,15 @@ def test_the_norm_that_decides_is_exact(scale: RingScale, dimension: int, number
     vector = np.empty(dimension, np.uint16)
     square = ring._round(update, 1 / scale.step, scale.coordinate_bound, vector, seed(number))
     assert square == (vector.view(np.int16).astype(np.int64) ** 2).sum()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-18, 1e-3, 1.0, 1e18, 1e30])
+@pytest.mark.parametrize("dimension", [1, 8192, 30_001])
+def test_the_norm_by_which_updates_are_clipped_is_right(size: float, dimension: int) -> None:
+    update = np.random.default_rng(dimension).normal(size=dimension).astype(np.float32) * np.float32(size)
+    factor, length = ring.clip_factor(update, 1e-3)
+    assert length == pytest.approx(ring.norm(update), rel=1e-5)
+    assert factor == pytest.approx(min(1.0, 1e-3 / length))
 
 
 def test_clipping_on_the_way_is_clipping_before() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tests.protocol.rig import Rig, make_manifest
 
 from covey_protocol import masking, prg, ring, topics
-from covey_protocol.chacha import Room
 from covey_protocol.prg import Ring
 from covey_protocol.ring import METRICS, Metrics, RingScale
 from covey_protocol.round_table import GroupStage
@@ -139,11 +138,14 @@ class GivenMasks:
 
     def __init__(self) -> None:
         self.added: dict[bytes, Ring] = {}
-        self._blocks = prg.blocks
+        self._change = prg.change
 
-    def blocks(self, seed: bytes, length: int, room: Room | None = None) -> Iterator[tuple[slice, Ring]]:
-        for where, block in self._blocks(seed, length, room):
-            yield where, block + self.added[seed][where] if seed in self.added else block
+    def change(self, vector: Ring, *, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
+        self._change(vector, add=add, subtract=subtract)
+        for seed in self.added.keys() & set(add):
+            vector += self.added[seed]
+        for seed in self.added.keys() & set(subtract):
+            vector -= self.added[seed]
 
 
 def run_given(
@@ -174,7 +176,7 @@ def run_given(
         patch.setattr(rig, "trained", train_one)
         patch.setattr(ring, "encode", given)
         patch.setattr(masking, "pair_seed", noted)
-        patch.setattr(prg, "blocks", masks.blocks)
+        patch.setattr(prg, "change", masks.change)
         rig.run()
         assert rig.group.stage is GroupStage.SUMMING
         total, _ = rig.group.unmask()

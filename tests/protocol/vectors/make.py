@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent
-BLOCK = 1 << 15
+BLOCK = 1 << 16
 
 
 def digest(data: bytes, person: bytes, key: bytes = b"") -> bytes:
