@@ -1,7 +1,7 @@
 """A whole fleet's round in one process without a broker: real devices and the aggregator's real round, back to back.
 
 Every device's masked vector is made when it is its turn, taken in, and dropped; what the sums have to be is kept as one
-number a group, so that the check costs no memory to speak of.
+number a group, so that the check costs no memory to speak of. Journal and spool are on disk, as in the service.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from nacl.bindings import crypto_scalarmult_base
 from numpy.typing import NDArray
-from tests.protocol.rig import SEALING, SERVER, make_chain, make_manifest, make_trust, sign_open, signing_key
+from tests.protocol.rig import SEALING, SERVER, TASK, make_chain, make_manifest, make_trust, sign_open, signing_key
 
 from benchmarks._inputs import CLIP
 from covey_aggregator.combine import GroupMean, group_mean
+from covey_aggregator.journal import Journal, RoundHead
 from covey_aggregator.round_run import RoundRun
+from covey_aggregator.spool import Spool
+from covey_aggregator.store import Store
 from covey_protocol import ring, roster
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.effects import Deliver, Effect, Publish, Send
@@ -56,28 +59,39 @@ class Fingerprint:
 
 
 class SumFleet:
-    """``devices`` members in groups of ``group_size``, and a round over ``parameters`` that is not the first."""
+    """``devices`` members in groups of ``group_size``, and a round over ``parameters`` that is not the first.
 
-    def __init__(self, devices: int, parameters: int, group_size: int) -> None:
+    Args:
+        devices, parameters, group_size: The round's size.
+        folder: Where the aggregator's files go: two bytes a device and parameter.
+    """
+
+    def __init__(self, devices: int, parameters: int, group_size: int, folder: Path) -> None:
         self.parameters = parameters
         self.names = [f"pi-{index}" for index in range(devices)]
         delta = Delta(base=bytes(32), blob=Blob(digest=bytes(32), bytes=2 * parameters + 4))
         self.manifest = make_manifest(parameters, clip=CLIP, delta=delta)
         self.scale = RingScale(self.manifest.clip, self.manifest.n_max)
-        opened = roster.read_open(sign_open(self.manifest), "digits", make_trust())
+        message = sign_open(self.manifest)
+        opened = roster.read_open(message, TASK, make_trust())
         self.members = {f"1-0-{index}": group for index, group in enumerate(cut(self.names, group_size))}
         groupings = {
             group: Grouping(1, group, tuple((name, bytes(signing_key(name).verify_key)) for name in names))
             for group, names in self.members.items()
         }
-        sealing = (SEALING, crypto_scalarmult_base(SEALING))
+        self._store = Store(folder / "store.db")
+        self._store.defer()
+        journal, sequences = Journal(self._store), dict[str, int]()
+        head = RoundHead(task=TASK, round=1, attempt=1, manifest=message, sequences=sequences, failures=0, opened=0.0)
+        journal.begin(head)
         self.run = RoundRun(
             opened=opened,
             groupings=list(groupings.values()),
             trust=make_trust(),
             key=SERVER,
-            sealing=sealing,
-            sequences={},
+            sequences=sequences,
+            journal=journal,
+            spool=Spool.create(folder / "spool", "round", SEALING),
             now=0.0,
         )
         self._devices = {
@@ -153,6 +167,7 @@ class SumFleet:
         for effect in sent:
             if isinstance(effect, Send):
                 self._to_aggregator(name, effect)
+        self._commit()
 
     def _from_device(self, name: str, effects: list[Effect]) -> None:
         for effect in effects:
@@ -181,6 +196,17 @@ class SumFleet:
     def _pump(self) -> None:
         while self._queue:
             self._queue.popleft()()
+        self._commit()
+
+    def _commit(self) -> None:
+        """Make durable what was taken, as ``Coordinator.commit`` does."""
+        self.run.spool.sync()
+        self._store.commit()
+
+    def close(self) -> None:
+        """Remove the files."""
+        self.run.spool.remove()
+        self._store.close()
 
 
 def update_of(name: str, parameters: int) -> Update:

@@ -3,14 +3,17 @@
 ``./run bench aggregator-memory`` carries 500 devices with 1,000,000 parameters through one round: real devices mask,
 the aggregator's own round adds up, takes the masks off, caps the groups' means and trims. There is no broker: one
 vector comes in at a time, so transfers under way are not in the figure; the devices' keys, which are, weigh little. All
-groups hold a masked sum before the first is unmasked, which is the worst order.
+groups hold a masked sum before the first is unmasked, which is the worst order. Journal and masked vectors are on disk,
+as in the service: 1 GB for the time of the round.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,11 +38,19 @@ def measure(options: argparse.Namespace) -> list[Row]:
     Raises:
         AssertionError: A sum, a mean or the new model is wrong.
     """
+    weights = np.random.default_rng(1).standard_normal(options.parameters, dtype=np.float32)
+    with (
+        tempfile.TemporaryDirectory(prefix="covey-bench-", dir=options.folder) as folder,
+        closing(SumFleet(options.devices, options.parameters, options.group_size, Path(folder))) as fleet,
+    ):
+        return carried(fleet, weights)
+
+
+def carried(fleet: SumFleet, weights: model.Weights) -> list[Row]:
+    """Carry a fleet's round to its new model."""
     stages: dict[str, float] = {}
     seconds: dict[str, list[float]] = {"unmask a group": [], "combine": []}
-    weights = np.random.default_rng(1).standard_normal(options.parameters, dtype=np.float32)
-    fleet = SumFleet(options.devices, options.parameters, options.group_size)
-    print(f"  {options.devices} devices join {len(fleet.members)} groups", file=sys.stderr)
+    print(f"  {len(fleet.names)} devices join {len(fleet.members)} groups", file=sys.stderr)
     fleet.join_and_deal()
     stages["before the first vector"] = float(memory("VmRSS"))
     print("  masked vectors", file=sys.stderr)
@@ -59,7 +70,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     seconds["combine"].append(time.perf_counter() - began)
     peak = float(memory("VmHWM"))
     check(fleet, weights, combined)
-    judged = (options.devices, options.parameters) == (GOAL_DEVICES, GOAL_PARAMETERS)
+    judged = (len(fleet.names), len(weights)) == (GOAL_DEVICES, GOAL_PARAMETERS)
     return [
         Row(
             "peak memory of the process",
@@ -67,13 +78,13 @@ def measure(options: argparse.Namespace) -> list[Row]:
             [peak],
             most=GOAL if judged else None,
             absolute=True,
-            facts={"groups": len(fleet.members), "devices": options.devices, "sampled": len(fleet.sampled)},
+            facts={"groups": len(fleet.members), "devices": len(fleet.names), "sampled": len(fleet.sampled)},
         ),
         *(Row(f"  {stage}", "MB", [value]) for stage, value in stages.items()),
         Row(
             "above the start, a group and parameter",
             "x",
-            [(peak - stages["before the first vector"]) / len(fleet.members) / options.parameters],
+            [(peak - stages["before the first vector"]) / len(fleet.members) / len(weights)],
             note="bytes; a masked sum has 2, its mean 4, and the capped means are another 4",
         ),
         Row("unmask a group", "s", seconds["unmask a group"], note="with the check of its sum"),
@@ -100,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=GOAL_DEVICES)
     parser.add_argument("--parameters", type=int, default=GOAL_PARAMETERS)
     parser.add_argument("--group-size", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="where masked vectors are kept; the default is a temporary folder")
     options = parser.parse_args(argv)
     name = f"the aggregator's memory, {options.devices} devices, {options.parameters} parameters"
     return report(name, measure(options), {"covey": __version__, "numpy": np.__version__}, options)

@@ -38,8 +38,8 @@ def test_too_much_memory_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "MISSED" in capsys.readouterr().out
 
 
-def test_a_sum_that_is_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet = SumFleet(5, 300, 5)
+def test_a_sum_that_is_off_by_one_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = SumFleet(5, 300, 5, tmp_path)
     fleet.join_and_deal()
     for _ in fleet.mask():
         pass
@@ -53,10 +53,11 @@ def test_a_sum_that_is_off_by_one_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(prg, "change", off_by_one)
     with pytest.raises(AssertionError, match="not exact"):
         list(fleet.unmask())
+    fleet.close()
 
 
-def test_a_wrong_model_is_noticed() -> None:
-    fleet = SumFleet(12, 300, 4)
+def test_a_wrong_model_is_noticed(tmp_path: Path) -> None:
+    fleet = SumFleet(12, 300, 4, tmp_path)
     fleet.join_and_deal()
     for _ in fleet.mask():
         pass
@@ -70,6 +71,8 @@ def test_a_wrong_model_is_noticed() -> None:
     aggregator_memory.check(fleet, weights, by("trimmed-mean"))
     with pytest.raises(AssertionError, match="new model"):
         aggregator_memory.check(fleet, weights, by("mean"))
+    fleet.close()
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_fingerprints_of_parts_add_up() -> None:
