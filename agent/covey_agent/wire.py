@@ -3,6 +3,10 @@
 A message is handed to a client object at most once: paho keeps what is unacknowledged when a connection
 breaks and repeats it by itself on the next one, so handing it over again would send it twice. The thread
 waits with ``poll``, which unlike paho's ``select`` has no limit of 1,024 descriptors.
+
+How many bytes may be unacknowledged grows with what the broker acknowledges and is halved by every connection that
+breaks with something unacknowledged, down to one message at a time. Else a line that is cut before the first
+acknowledgement is back would carry the same messages on every connection and never get further.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from covey_agent.link_options import NO_LIMIT, LinkEvents, LinkOptions, Shared, 
 from covey_agent.outbox import Outbox, Row
 from covey_agent.paho_client import Guard, build_client, connect_client, log
 
+ROOM_START, ROOM_MAX = 64 << 10, 1 << 20  # bytes unacknowledged at once
 TICK = 1.0  # longest wait: paho's keepalive needs a turn, and rows enqueued without a wake are found
 GOODBYE_SECONDS = 2.0
 FILTERS_A_PACKET = 8  # AWS IoT takes no more in one SUBSCRIBE
@@ -67,6 +72,7 @@ class Wire:
         self._cursor = 0  # rows up to here were handed to the client
         self._resume_at = 0.0
         self._window = options.inflight
+        self._room = ROOM_START
         self._acked: list[int] = []
         self._asked: dict[int, list[str]] = {}  # SUBSCRIBE packets without an answer
         self._refused: set[str] = set()  # filters the broker does not grant on this connection
@@ -154,14 +160,22 @@ class Wire:
         if free <= 0 or self._client.want_write() or time.monotonic() < self._resume_at:
             return
         in_hand = {each.row for each in self._mids.values()}
+        weight = self._weight()
         while free > 0 and (rows := self._outbox.pending(after=self._cursor, limit=free)):
             for row in rows:
                 # After a transient refusal the cursor has gone back behind rows that paho still has.
                 if row.id not in in_hand:
+                    size = publish_size(row.topic, len(row.payload))
+                    if weight and weight + size > self._room:
+                        return
                     if not self._hand_over(row):
                         return
-                    free -= 1
+                    free, weight = free - 1, weight + size
                 self._cursor = row.id
+
+    def _weight(self) -> int:
+        """Return how many bytes the broker has not acknowledged."""
+        return sum(publish_size(each.topic, each.size) for each in self._mids.values())
 
     def _hand_over(self, row: Row) -> bool:
         """Give one row to paho; False if paho cannot take it now."""
@@ -202,6 +216,7 @@ class Wire:
             return
         if not reason.is_failure:
             self._acked.append(sent.row)
+            self._room = min(ROOM_MAX, self._room + publish_size(sent.topic, sent.size))
         elif reason.value in TRANSIENT:
             self._cursor = min(self._cursor, sent.row - 1)
             self._resume_at = time.monotonic() + self._options.backoff_cap
@@ -255,8 +270,8 @@ class Wire:
         limit = int(getattr(props, "MaximumPacketSize", NO_LIMIT))
         self._window = min(self._options.inflight, int(getattr(props, "ReceiveMaximum", self._options.inflight)))
         sizes = [publish_size(each.topic, each.size) for each in self._mids.values()]
-        if len(sizes) > self._window or max(sizes, default=0) > limit:
-            # The broker came back with tighter limits than what paho is about to repeat: take it back.
+        if len(sizes) > self._window or max(sizes, default=0) > limit or (len(sizes) > 1 and sum(sizes) > self._room):
+            # The limits are tighter now than what paho is about to repeat: take it back.
             client.drop_out_messages()
             self._mids.clear()
             self._cursor, sizes = 0, []
@@ -280,6 +295,8 @@ class Wire:
         self, _client: Client, _userdata: Any, flags: DisconnectFlags, reason: ReasonCode, _props: Properties
     ) -> None:
         was_up, self._up = self._up, False
+        if self._mids:
+            self._room //= 2
         why = f"connection {'ended' if was_up else 'closed before it was accepted'}: {reason}"
         if flags.is_disconnect_packet_from_server:
             why = f"the broker disconnected us: {reason}"

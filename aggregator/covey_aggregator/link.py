@@ -4,8 +4,9 @@
   repeated for ever. The limit is the smaller of the configured one and what an MQTT 5 broker says in its CONNACK.
 - A message is acknowledged when its receiver says so, after it has made it durable, so what the process had not taken
   when it died comes again. It also keeps the broker from sending faster than messages are dealt with.
-- How much may be unacknowledged is bounded in messages and in bytes, and a slow link has all the time it needs:
-  keep-alive, not a message's own clock, finds a dead one.
+- How much may be unacknowledged is bounded in messages and in bytes. The bytes grow with what the broker acknowledges
+  and are halved by every connection that breaks, so that a line that is often cut gets further each time. A slow one
+  has all the time it needs: keep-alive, not a message's own clock, finds a dead one.
 - Who is cancelled first hands over what is queued, within a few seconds.
 """
 
@@ -38,7 +39,7 @@ CLIENT_ID = "aggregator"
 PACKET_ROOM = 1024  # for a PUBLISH packet's header, topic and properties
 DRAIN_SECONDS = 5.0
 _IN_FLIGHT = 200
-_BYTES_IN_FLIGHT = 1 << 20
+_ROOM_START, _ROOM_MAX = 64 << 10, 1 << 20  # bytes unacknowledged at once
 _BACKOFF, _BACKOFF_SHORT, _BACKOFF_CAP = 0.5, 4.0, 30.0
 _STABLE_SECONDS = 10.0
 _SESSION_SECONDS = 86400
@@ -107,6 +108,7 @@ class BrokerLink:
         self._unacknowledged: dict[int, _Outgoing] = {}
         self._wake = asyncio.Event()
         self._limit = settings.max_packet_bytes
+        self._room = _ROOM_START
         self._leaving = False
         self.connected = asyncio.Event()
         self.connections = 0
@@ -174,10 +176,12 @@ class BrokerLink:
             self._limit = min(self._limit, client.packet_limit)
         self.connections += 1
         log.info("connected to %s:%s", self._settings.host, self._settings.port)
+        subscribe = asyncio.create_task(self._subscribe(client), name="covey-subscribe")
         receive = asyncio.create_task(self._receive(client), name="covey-receive")
         send = asyncio.create_task(self._send(client), name="covey-send")
+        tasks = (subscribe, receive, send)
         try:
-            await asyncio.wait({receive, send}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         except asyncio.CancelledError:
             self._leaving = True
             self._wake.set()
@@ -186,17 +190,20 @@ class BrokerLink:
                 log.warning("%d messages were not handed over", len(self._outgoing) + len(self._unacknowledged))
             raise
         finally:
-            for task in (receive, send):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({receive, send})
-        for task in (receive, send):
+            await asyncio.wait(tasks)
+        for task in tasks:
             if not task.cancelled():
                 task.result()
 
-    async def _receive(self, client: _Client) -> None:
+    async def _subscribe(self, client: _Client) -> None:
         for topic_filter in self._filters:
             await client.subscribe(topic_filter, qos=1, timeout=math.inf)
         self.connected.set()
+
+    async def _receive(self, client: _Client) -> None:
+        """Deal with messages, from the first on: with a session they come before the answer to SUBSCRIBE."""
         if self._on_connect is not None:
             self._on_connect(client.session_present)
         async for message in client.messages:
@@ -222,12 +229,15 @@ class BrokerLink:
             )
             flying.pop(number)
             weight -= item.size
+            self._room = min(_ROOM_MAX, self._room + item.size)
             self._wake.set()
 
         try:
             async with asyncio.TaskGroup() as group:
                 while self._outgoing or flying or not self._leaving:
-                    while self._outgoing and len(flying) < client.window and weight < _BYTES_IN_FLIGHT:
+                    while self._outgoing and len(flying) < client.window:
+                        if flying and weight + self._outgoing[0].size > self._room:
+                            break
                         item = self._outgoing.popleft()
                         if item.size > self._limit:
                             self._undeliverable(item)
@@ -240,6 +250,7 @@ class BrokerLink:
                     if self._outgoing or flying or not self._leaving:
                         await self._wake.wait()
         finally:
+            self._room //= 2 if flying else 1
             self._outgoing.extendleft(reversed(list(flying.values())))
             flying.clear()
 

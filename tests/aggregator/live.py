@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import paho.mqtt.client as mqtt
@@ -124,7 +124,14 @@ class Live:
         until(lambda: self.status(task) in ("done", "failed", "stopped"), f"the end of task {task}")
 
 
-def live_homes(folder: Path, broker: RunningBroker, **changes: Any) -> tuple[OperatorHome, ServerHome]:
+class Place(Protocol):
+    """Where a broker is: the broker itself, or something in front of it."""
+
+    host: str
+    port: int
+
+
+def live_homes(folder: Path, broker: Place, **changes: Any) -> tuple[OperatorHome, ServerHome]:
     """Make homes for a broker."""
     return make_homes(folder, broker=BrokerSettings(host=broker.host, port=broker.port, **changes))
 
@@ -136,8 +143,8 @@ def live_task(folder: Path, **changes: Any) -> Task:
     return make_task(folder, **{"bundle": str(path), "local": ONE_STEP, "windows": LONG, "clip": 0.2, **changes})
 
 
-def enrol_agent(folder: Path, operator: OperatorHome, home: ServerHome, name: str) -> AgentHome:
-    """Enrol a device with data of its own that reconnects quickly."""
+def enrol_agent(folder: Path, operator: OperatorHome, home: ServerHome, name: str, **broker: Any) -> AgentHome:
+    """Enrol a device with data of its own that reconnects quickly; ``broker`` overrides its settings of that name."""
     invitation, data, place = folder / f"{name}.txt", folder / f"{name}.npz", folder / "agents" / name
     invitation.write_text(provisioning.encode(provision(operator, home, name, home.settings.broker.port)))
     rng = np.random.default_rng(list(name.encode()))
@@ -147,7 +154,7 @@ def enrol_agent(folder: Path, operator: OperatorHome, home: ServerHome, name: st
     quick.write_text(yaml.safe_dump({**profile, "name": "quick", "backoff_base": 0.05, "backoff_cap": 0.3}))
     enrol(invitation, place, data=str(data))
     settings = place / "agent.yaml"
-    settings.write_text(yaml.safe_dump({"data": str(data), "profile": str(quick), "threads": 1}))
+    settings.write_text(yaml.safe_dump({"data": str(data), "profile": str(quick), "threads": 1, "broker": broker}))
     return open_home(place)
 
 
