@@ -122,6 +122,10 @@ def _in_words(report: dict[str, Any]) -> str:
             f"task {name}: round {task['round']}, {task['stage']}, "
             f"{task['rounds_closed']} rounds closed, model {task['model']}"
         )
+    exposure = report.get("exposure")
+    if exposure:
+        cap = f", of at most {exposure['max']}" if exposure["max"] else ""
+        lines.append(f"exposure: {exposure['sets']} different sums in {exposure['groupings']} groupings{cap}")
     for cause, count in (report.get("refusals") or {}).items():
         lines.append(f"refused {count} messages: {cause}")
     return "\n".join(lines)

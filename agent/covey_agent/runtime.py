@@ -208,7 +208,12 @@ class Agent:
                 }
                 for task, part in self._tasks.items()
             },
-            "exposures": self.ledger.exposures(),
+            "exposure": {
+                "sets": self.ledger.exposure(),
+                "groupings": len(self.ledger.exposures()),
+                "max": self.home.policy.exposure_max or None,
+                "by_grouping": self.ledger.exposures(),
+            },
             "refusals": dict(self.refusals.counts),
         }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from covey_aggregator import exposure
 from covey_aggregator.files import PRIVATE, replace
 from covey_aggregator.home import BUNDLES, DATABASE_FILE, open_server
 from covey_aggregator.operator import open_operator
@@ -129,9 +130,12 @@ def show(name: str, home: Path, as_json: bool) -> None:
       covey device show pi-kitchen --home home
     """
     open_server(home)
-    row = next((row for row in Store(home / DATABASE_FILE).devices() if row.name == name), None)
+    store = Store(home / DATABASE_FILE)
+    row = next((row for row in store.devices() if row.name == name), None)
     if row is None:
         raise ConfigError(f"there is no device {name!r}; see `covey device list`")
+    records = (record for task in store.tasks() for record in store.rounds(task.task.name))
+    exposed = exposure.count(records).get(name, exposure.Exposure())
     details = {
         "name": row.name,
         "status": row.status,
@@ -141,6 +145,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
         "key": row.key.hex(),
         "token": short(row.token),
         "joined_rounds": row.sequence,
+        "sets": exposed.sets,
+        "groupings": exposed.groupings,
         "seen": row.seen,
     }
     if as_json:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from covey_aggregator import exposure
 from covey_aggregator.cli_device import home_option
 from covey_aggregator.home import DATABASE_FILE, open_server
 from covey_aggregator.journal import Journal, JournalError, RoundHead
@@ -78,12 +79,15 @@ def status(name: str | None, home: Path, as_json: bool, watch: bool) -> None:
         reason = f" ({row.reason})" if row.reason else ""
         model = short(row.model) if row.model else "none"
         click.echo(f"{row.task.name:<20} {row.status}{reason}, round {row.round} of {row.task.rounds}, model {model}")
-        for record in store.rounds(row.task.name):
+        records = store.rounds(row.task.name)
+        for record in records:
             click.echo(_line(msgspec.to_builtins(record)))
         opened = _open_round(store, row)
         if opened is not None:
             again = f", resumed {opened['resumed']} times" if opened["resumed"] else ""
             click.echo(f"  round {opened['round']:>4}.{opened['attempt']}  is open{again}")
+        if name is not None:
+            click.echo(f"  {exposure.in_words(exposure.count(records))}")
     if not rows:
         click.echo("no tasks yet; start one with: covey task start TASK.yaml")
 
@@ -126,6 +130,7 @@ def _watch(store: Store, name: str) -> None:
 
 
 def _as_json(store: Store, row: TaskRow) -> dict[str, object]:
+    records = store.rounds(row.task.name)
     return {
         "name": row.task.name,
         "status": row.status,
@@ -135,7 +140,8 @@ def _as_json(store: Store, row: TaskRow) -> dict[str, object]:
         "model": row.model.hex(),
         "open": _open_round(store, row),
         "task": msgspec.to_builtins(row.task),
-        "rounds": [msgspec.to_builtins(record) for record in store.rounds(row.task.name)],
+        "exposure": msgspec.to_builtins(exposure.count(records)),
+        "rounds": [msgspec.to_builtins(record) for record in records],
     }
 
 

@@ -6,11 +6,15 @@ import msgspec
 
 
 class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How one group fared; ``cause`` and ``reason`` are empty for a group that closed."""
+    """How one group fared; ``cause`` and ``reason`` are empty for a group that closed.
+
+    ``published`` is the set U if it was published, also when the group aborted behind that.
+    """
 
     group: str
     members: list[str]
     survivors: list[str]
+    published: list[str] = []
     cause: str = ""
     reason: str = ""
 

@@ -260,6 +260,7 @@ class RoundRun(Recorded):
                 group=name,
                 members=[member.name for member in group.roster.members] if group.roster else [],
                 survivors=list(group.survivors) if group.aborted is None else [],
+                published=list(group.survivors),
                 cause=group.aborted.cause if group.aborted else "",
                 reason=group.aborted.reason if group.aborted else "",
             )

@@ -16,7 +16,7 @@ DESCRIPTIONS = {
     "Policy.t_min": "Fewest signatures and shares, where it exceeds ⌊2n/3⌋ + 1; 0 leaves the formula alone.",
     "Policy.a_min": "Smallest set whose sum may be unmasked, where it exceeds c + 3; 0 leaves the formula alone.",
     "Policy.list_min": "Smallest member list, and smallest number of commitments, from which groups may be drawn.",
-    "Policy.exposure_max": "How many different sets a device signs for, over all groupings and tasks; 0 sets no limit.",
+    "Policy.exposure_max": "How many different sets a device is in, over all groupings and tasks; 0 sets no limit.",
     "Policy.clear_updates": "Whether manifests without masks pass the policy. Devices refuse them all the same today.",
     "Policy.sketch_max": "Largest sketch that a device answers; 0 forbids sketches. Devices refuse them all today.",
     "Policy.noise_min": "Least noise multiplier. Devices cannot add noise yet: above 0 no round is joined.",

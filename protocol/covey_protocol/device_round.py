@@ -123,6 +123,7 @@ class DeviceRound:
             )
         self._ledger.check_round(self.opened.task, self.opened.round, self.opened.attempt)
         self._ledger.check_model(manifest.model.digest)
+        self._ledger.check_exposure(self._trust.policy.exposure_max)
         sequence, remember = self._ledger.next_sequence()
         secrets = masking.RoundSecrets.from_entropy(self._entropy(masking.RoundSecrets.ENTROPY_BYTES))
         body = Join(

@@ -75,6 +75,21 @@ class DeviceLedger:
         """Spend a model: mark the digest of the masked vector that is about to be sent for it."""
         return self._remember(f"masked/{model.hex()}", vector)
 
+    def check_exposure(self, exposure_max: int) -> None:
+        """Refuse further rounds to a device that could sign for no new set.
+
+        Args:
+            exposure_max: The policy's cap, 0 for none.
+
+        Raises:
+            RefusedError: The cap is reached.
+        """
+        if exposure_max and self.exposure() >= exposure_max:
+            raise RefusedError(
+                f"this device was in {self.exposure()} different sums, the policy's exposure_max is {exposure_max}",
+                cause="exposure",
+            )
+
     def unmasked(self, task: str, reveal: bytes) -> Remember:
         """Mark the reveal that is about to be sent."""
         return self._remember(f"unmask/{task}", reveal)
@@ -98,8 +113,8 @@ class DeviceLedger:
         if key in self._rows:
             return []
         exposure = f"exposure/{group}/{members.hex()}"
-        if exposure_max and exposure not in self._rows and self.exposure() >= exposure_max:
-            raise RefusedError(f"this device's exposure has reached the policy's {exposure_max}", cause="exposure")
+        if exposure not in self._rows:
+            self.check_exposure(exposure_max)
         return [
             self._remember(key, survivors),
             self._remember(exposure, str(self._number(exposure) + 1).encode()),

@@ -108,12 +108,10 @@ def test_a_new_task_does_not_reset_exposure(make: Make) -> None:
     world = make(Policy(exposure_max=1))
     world.open_round()
     world.close_round()
-    before = marks_when(world, topics.SURVIVORS)
-    del world.peers["pi-4"]
+    before = world.store.marks()
     world.open_round(task="other")
-    world.late()
     assert world.agent.refusals.counts["exposure"] == 1
-    assert before == [world.store.marks()]
+    assert before == world.store.marks()
     assert len(world.said(topics.SURVIVORS)) == 1  # of the first task
 
 
@@ -128,3 +126,15 @@ def marks_when(world: World, kind: str) -> list[dict[str, bytes]]:
 
     world.tamper = look
     return seen
+
+
+def test_at_its_exposure_cap_a_device_joins_no_round_and_says_why(make: Make) -> None:
+    world = make(Policy(exposure_max=1))
+    world.open_round()
+    world.close_round()
+    world.open_round(2)
+    assert len(world.said(topics.JOIN)) == 1
+    status = world.agent.snapshot()
+    assert status["exposure"] == {"sets": 1, "groupings": 1, "max": 1, "by_grouping": {world.grouping.group: 1}}
+    assert "exposure_max is 1" in status["holds"]
+    assert world.agent.refusals.counts == {"exposure": 1}

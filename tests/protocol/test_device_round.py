@@ -588,12 +588,22 @@ def test_another_model_may_have_another_set() -> None:
     assert second.ledgers[ME].exposure() == 2
 
 
+def test_a_device_at_its_exposure_cap_joins_no_round() -> None:
+    policy = Policy(exposure_max=1)
+    first = Rig(n=6, policy=policy)
+    first.run()
+    manifest = make_manifest(50, model=Blob(digest=b"n" * 32, bytes=200))
+    second = Rig(n=6, policy=policy, ledgers=first.ledgers, round=2, manifest=manifest, seed="second")
+    with pytest.raises(RefusedError, match="in 1 different sums, the policy's exposure_max is 1") as caught:
+        second.devices[ME].join()
+    assert caught.value.cause == "exposure"
+    assert second.devices[ME].stage is DeviceStage.INVITED
+
+
 def test_exposure_is_capped_by_the_policy() -> None:
-    _, second = second_round(Policy(exposure_max=1), model=Blob(digest=b"n" * 32, bytes=200))
-    refused(second, topics.SURVIVORS, held(second, topics.SURVIVORS), "exposure")
-    everybody = [*body_of(second, topics.SURVIVORS, Survivors).survivors, ("pi-5", second.sent("pi-5", topics.MASKED))]
-    again = second.serve(topics.SURVIVORS, Survivors(survivors=everybody))
-    assert second.devices[ME].receive(topics.SURVIVORS, again)  # the set of the first round tells nothing new
+    rig = paused(topics.SURVIVORS, Rig(n=6, policy=Policy(exposure_max=1)))
+    rig.ledgers[ME].sign_set(b"n" * 32, b"U" * 32, "1-0-0", b"S" * 32, 1)  # in another task, meanwhile
+    refused(rig, topics.SURVIVORS, held(rig, topics.SURVIVORS), "exposure")
 
 
 # --- UNMASK -------------------------------------------------------------------------------------------------------
