@@ -12,7 +12,7 @@ import pytest
 from tests.aggregator.fleet import DIMENSION, FLEET, WINDOWS, Device, Fleet, tiny_bundle
 
 from covey_aggregator.coordinator import Phase
-from covey_aggregator.regrouping import REFILL_ROUNDS
+from covey_aggregator.regrouping import PURSE, REFILL_ROUNDS
 from covey_aggregator.windows import ENOUGH, FLOOR, LOST_GRACE
 from covey_protocol import envelope, topics
 from covey_protocol.errors import PeerError, StaleError
@@ -542,3 +542,38 @@ def test_windows_shrink_to_what_devices_need_and_stay_so_after_a_restart(
     assert after == (short if adaptive else WINDOWS)
     assert last.shares == WINDOWS.shares  # for it was too short for somebody
     assert fleet.records()[-2].seconds == (FLOOR if adaptive else WINDOWS.shares)
+
+
+def test_what_is_known_of_devices_and_groups_outlives_a_restart(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(12)
+    fleet.start(rounds=9, group_size=6)
+    fleet.run_to(Phase.ROUND)
+    assert fleet.coordinator.run is not None
+    run = next(iter(fleet.coordinator.run.groups.values()))
+    for name, _ in run.grouping.members[:3]:
+        fleet.silent_from[name] = topics.SHARES
+    fleet.run_until(lambda: len(fleet.records()) == 5)  # a group has fallen, and an early epoch was opened
+
+    def known() -> list[bytes]:
+        coordinator = fleet.coordinator
+        return [part.encode() for part in (coordinator._conduct, coordinator._regrouping, coordinator._paces)]
+
+    before = known()
+    fleet.restart()
+    assert known() == before
+    assert fleet.coordinator._conduct.sitting_out() == fleet.silent
+    assert fleet.coordinator._regrouping.purse == PURSE - 1
+    assert b'"join"' in before[2]
+
+
+def test_strikes_are_not_worked_off_by_who_leaves_before_the_end(make_fleet: Callable[..., Fleet]) -> None:
+    fleet = make_fleet(7)  # five are enough to sign and to reveal
+    names = list(fleet.devices)
+    fleet.coordinator._conduct.round_ended({"elsewhere": names}, ())
+    fleet.silent_from["pi-0"] = topics.UNMASK
+    fleet.start(rounds=1, group_size=7)
+    assert fleet.finish().status == "done"
+    assert "pi-0" in fleet.records()[0].details[0].survivors
+    left = {name for name in names if fleet.coordinator._conduct.strikes(name)}
+    assert "pi-0" in left
+    assert len(left) == 2  # and one who came after the first five
