@@ -10,6 +10,7 @@ import yaml
 
 from covey_agent.files import write_atomically
 from covey_protocol.errors import ConfigError
+from covey_protocol.messages import SESSION_SECONDS
 
 FILE = "agent.yaml"
 
@@ -23,7 +24,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     password_file: str = ""
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
-    session_expiry: Annotated[int, msgspec.Meta(ge=0, le=30 * 86400)] = 86400
+    session_expiry: Annotated[int, msgspec.Meta(ge=0, le=30 * 86400)] = SESSION_SECONDS
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from covey_protocol.errors import ConfigError
+from covey_protocol.messages import SESSION_SECONDS
 
 # One PUBLISH packet: type byte, up to four length bytes, two for the topic's length, two for the packet id,
 # one for an empty property list (MQTT 5).
@@ -40,7 +41,7 @@ class LinkOptions:
     port: int = 1883
     keepalive: int = 60
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    session_expiry: int = 86_400
+    session_expiry: int = SESSION_SECONDS
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: bool = False

@@ -32,6 +32,7 @@ from paho.mqtt.properties import Properties
 
 from covey_aggregator.home import BrokerSettings
 from covey_protocol.errors import ConfigError, LocalError
+from covey_protocol.messages import SESSION_SECONDS
 
 log = logging.getLogger("covey.aggregator.link")
 
@@ -42,7 +43,6 @@ _IN_FLIGHT = 200
 _ROOM_START, _ROOM_MAX = 64 << 10, 1 << 20  # bytes unacknowledged at once
 _BACKOFF, _BACKOFF_SHORT, _BACKOFF_CAP = 0.5, 4.0, 30.0
 _STABLE_SECONDS = 10.0
-_SESSION_SECONDS = 86400
 
 
 @dataclass
@@ -271,7 +271,7 @@ class BrokerLink:
         properties = None
         if v5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = _SESSION_SECONDS
+            properties.SessionExpiryInterval = SESSION_SECONDS
         password = None
         if settings.password_file:
             try:

@@ -24,7 +24,10 @@ _MAX_CIPHERTEXT = 512
 _MAX_ENVELOPE = 64 * 1024
 
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_MODEL_BYTES)]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+WINDOW_MAX = 7 * 86400
+# A broker keeps the session of whoever is away for longer than the longest window, so that a sleeper misses nothing.
+SESSION_SECONDS = WINDOW_MAX + 86400
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=WINDOW_MAX)]
 Members = Annotated[list[Name], msgspec.Meta(max_length=SHARD_MAX)]
 RosterNames = Annotated[list[Name], msgspec.Meta(max_length=ROSTER_MAX)]
 Signed = Annotated[bytes, msgspec.Meta(max_length=_MAX_ENVELOPE)]

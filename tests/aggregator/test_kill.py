@@ -148,8 +148,12 @@ class Scene:
         self._check_messages()
         weights = bundle().weights
         for record in self.records():
-            after = self._model(record.model)
-            if record.accepted:
+            path = self.home.path / MODELS / record.model
+            if not path.exists():  # only the newest are kept
+                assert record.round < self.records()[-1].round - 8
+                continue
+            after = model.from_bytes(path.read_bytes())
+            if record.accepted and any(np.array_equal(before, weights) for _, before, _ in self.agents.seen):
                 mine = [update for _, before, update in self.agents.seen if np.array_equal(before, weights)]
                 assert len(mine) == record.accepted == len(NAMES)
                 clear = [update * min(1.0, CLIP / float(np.linalg.norm(update))) for update in mine]
@@ -160,9 +164,6 @@ class Scene:
         assert places == sorted(set(places))
         assert list((self.home.path / SPOOLS).iterdir()) == []
         assert self.store.head() is None
-
-    def _model(self, name: str) -> np.ndarray:
-        return model.from_bytes((self.home.path / MODELS / name).read_bytes())
 
     def _check_messages(self) -> None:
         versions = defaultdict[tuple[object, ...], set[bytes]](set)
@@ -194,7 +195,7 @@ def kills(scene: Scene, numbers: Iterator[int]) -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    "numbers", [range(1, 13), pytest.param([n for n in range(3, 40) for _ in range(2)], marks=pytest.mark.slow)]
+    "numbers", [range(1, 11), pytest.param([n for n in range(3, 40) for _ in range(2)], marks=pytest.mark.slow)]
 )
 def test_rounds_go_on_through_kills_at_durable_writes(
     mosquitto: RunningBroker, tmp_path: Path, numbers: range | list[int]
@@ -206,7 +207,7 @@ def test_rounds_go_on_through_kills_at_durable_writes(
         assert [(record.round, record.attempt) for record in scene.records()] == [(n, 1) for n in range(1, rounds + 1)]
         assert {record.accepted for record in scene.records()} == {len(NAMES)}
         assert sum(record.resumed for record in scene.records()) >= 3
-        assert scene.server.kills >= 8
+        assert scene.server.kills >= 6
         deaths = set((tmp_path / "deaths").read_text().splitlines())
         assert {"before commit", "after commit"} <= deaths
 

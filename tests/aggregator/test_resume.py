@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import stat
@@ -9,19 +10,20 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from tests.aggregator.fleet import Fleet, tiny_bundle
+from tests.aggregator.fleet import FLEET, Device, Fleet, make_homes, tiny_bundle
 from tests.aggregator.test_coordinator import causes, check_never_again, closes
 
 from covey_aggregator import journal
 from covey_aggregator.coordinator import Phase
 from covey_aggregator.home import DATABASE_FILE, SPOOLS
 from covey_aggregator.journal import GRACE, GRACE_SHARE, RESUMED, Journal
+from covey_aggregator.service import Service
 from covey_protocol import envelope, topics
-from covey_protocol.effects import Effect
+from covey_protocol.effects import Effect, Publish
 from covey_protocol.messages import Abort, Windows
 from covey_protocol.payload import read
 from covey_protocol.round_table import GroupStage
@@ -414,3 +416,45 @@ def test_the_journal_says_how_often_a_round_was_taken_up_again(tmp_path: Path) -
     fleet.finish()
     assert fleet.records()[0].resumed == 3
     assert causes(fleet).count("resumed") == 3
+
+
+def noted(order: list[str], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Note every call of a function."""
+    original = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        order.append(name)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def test_nothing_is_said_or_acknowledged_before_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, home = make_homes(tmp_path)
+    service, order = Service(home), list[str]()
+    noted(order, monkeypatch, service.store, "commit")
+    noted(order, monkeypatch, service.link, "publish")
+    service._gathered.append(Publish(topics.OPEN, "digits", b""))
+    state = Device("pi-0", operator, home).state()
+    service.on_message(topics.up(FLEET, "pi-0", topics.STATE), state, lambda: order.append("acknowledge"))
+    assert order == ["commit", "publish", "commit", "acknowledge"]
+    order.clear()
+
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(service.store, "commit", full)
+    service._gathered.append(Publish(topics.OPEN, "digits", b""))
+    with pytest.raises(sqlite3.OperationalError):
+        service.on_message(topics.up(FLEET, "pi-0", topics.STATE), state, lambda: order.append("acknowledge"))
+    assert order == []
+    service.store.close()
+
+
+def test_vectors_are_durable_before_the_journal_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = masking(tmp_path)
+    order = list[str]()
+    noted(order, monkeypatch, os, "fdatasync")
+    noted(order, monkeypatch, fleet.store, "commit")
+    fleet.run_until(lambda: fleet.store.count_entries("vector") == 3)
+    assert order[-2:] == ["fdatasync", "commit"]
