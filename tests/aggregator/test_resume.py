@@ -24,7 +24,7 @@ from covey_aggregator.journal import GRACE, GRACE_SHARE, RESUMED, Journal
 from covey_aggregator.service import Service
 from covey_protocol import envelope, topics
 from covey_protocol.effects import Effect, Publish
-from covey_protocol.messages import Abort, Windows
+from covey_protocol.messages import Abort, Close, Windows
 from covey_protocol.payload import read
 from covey_protocol.round_table import GroupStage
 
@@ -106,6 +106,8 @@ def check_whole(fleet: Mortal, rounds: int, devices: int) -> None:
     assert [(record.round, record.attempt) for record in fleet.records()] == [(n, 1) for n in range(1, rounds + 1)]
     assert {record.accepted for record in fleet.records()} == {devices}
     assert closes(fleet) == rounds
+    steps = [read(Close, envelope.parse(e.data).payload).delta.base for e in fleet.published if e.kind == topics.CLOSE]
+    assert steps == [opened.manifest.model.digest for opened in fleet.opened]
     assert fleet.masked_twice() == []
     check_sums(fleet)
     check_never_again(fleet)
@@ -204,11 +206,45 @@ def test_a_wall_clock_that_was_set_back_costs_no_time(tmp_path: Path) -> None:
     fleet = Mortal(tmp_path, 5)
     fleet.start(rounds=1)
     fleet.run_until(lambda: in_stage(fleet, GroupStage.SHARING))
+    before = [entry.at for entry in Journal(fleet.store).entries()]
     fleet.wall -= 1e6
     fleet.restart()
+    times = [entry.at for entry in Journal(fleet.store).entries()]
+    assert len(times) > len(before)
+    assert times == sorted(times)
     fleet.finish()
     check_whole(fleet, 1, 5)
-    assert fleet.records()[0].seconds < 100
+    assert 0 <= fleet.records()[0].seconds < 100
+
+
+@pytest.mark.parametrize("stage", [GroupStage.SHARING, GroupStage.MASKING, GroupStage.SIGNING])
+def test_a_stage_that_ran_out_is_over_after_a_restart_too(tmp_path: Path, stage: GroupStage) -> None:
+    fleet = Mortal(tmp_path, 6)
+    fleet.start(rounds=1, group_size=6)
+    quiet = {GroupStage.SHARING: topics.JOIN, GroupStage.MASKING: topics.SHARES, GroupStage.SIGNING: topics.MASKED}
+    fleet.silent_from["pi-0"] = quiet[stage]
+    fleet.run_until(lambda: in_stage(fleet, stage))
+    said = {effect.kind for effect in fleet.published}
+    fleet.restart()
+    assert in_stage(fleet, stage)
+    assert {effect.kind for effect in fleet.published} == said
+    fleet.finish()
+    check_whole(fleet, 1, 5)
+
+
+def test_whom_nobody_waits_for_is_not_waited_for_after_a_restart(tmp_path: Path) -> None:
+    fleet = Mortal(tmp_path, 6)
+    fleet.start(rounds=1, group_size=6, windows=Windows(join=999, shares=999, masked=999, survivors=999, unmask=999))
+    fleet.silent_from["pi-0"] = topics.SHARES
+    fleet.run_until(lambda: in_stage(fleet, GroupStage.SHARING))
+    fleet.last_will("pi-0")
+    fleet.run_until(lambda: in_stage(fleet, GroupStage.MASKING))
+    fleet.restart()
+    assert in_stage(fleet, GroupStage.MASKING)
+    assert causes(fleet).count("abandoned") == 0
+    fleet.finish()
+    check_whole(fleet, 1, 5)
+    assert fleet.records()[0].seconds < 200
 
 
 def test_a_broker_that_was_away_leaves_devices_time_to_answer(tmp_path: Path) -> None:
