@@ -151,7 +151,7 @@ class Scene:
             path = self.home.path / MODELS / record.model
             if not path.exists():  # only the newest are kept
                 assert record.round < self.records()[-1].round - 8
-                weights = np.zeros(0)
+                weights = np.zeros(0, np.float32)
                 continue
             after = model.from_bytes(path.read_bytes())
             if record.accepted and len(weights):
