@@ -9,7 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from covey_agent.files import write_atomically
-from covey_agent.home import AgentHome
+from covey_agent.home import BLOBS, STATUS_FILE, AgentHome
 from covey_agent.profile import FirmwareProfile, load_profile
 from covey_agent.runtime import Agent
 from covey_agent.store import Store
@@ -17,7 +17,7 @@ from covey_agent.trainer import Trainer
 from covey_agent.transport import LinkEvents, LinkOptions, MqttLink
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
-from covey_protocol.errors import ConfigError
+from covey_protocol.errors import ConfigError, LocalError
 
 log = logging.getLogger("covey.agent")
 _DRAIN_SECONDS = 5.0
@@ -44,15 +44,24 @@ class RunningAgent:
     ) -> None:
         profile = load_profile(home.config.profile or home.stored.profile)
         self._own_executor = ThreadPoolExecutor(1, "covey-training") if executor is None else None
+        if database is None and _has_lost_its_ledger(home):
+            log.warning("%s is new or empty, though %s has taken part before", home.database, home.device)
         self.store = Store(database or home.database)
-        self.agent = Agent(
-            home,
-            profile=profile,
-            store=self.store,
-            executor=executor or self._own_executor,  # type: ignore[arg-type]
-            make_trainer=make_trainer,
-            round_class=round_class,
-        )
+        try:
+            self.agent = Agent(
+                home,
+                profile=profile,
+                store=self.store,
+                executor=executor or self._own_executor,  # type: ignore[arg-type]
+                make_trainer=make_trainer,
+                round_class=round_class,
+            )
+        except (ValueError, LocalError) as error:
+            self.store.close()
+            raise ConfigError(
+                f"{home.database}: what is in it cannot be used: {error}; move it away, with its -wal and -shm, and "
+                f"start again: the device keeps its identity, and the aggregator tells it how far it was"
+            ) from error
         events = LinkEvents(on_message=self.agent.deliver_and_wait, on_connect=self.agent.connected)
         self.link = MqttLink(link_options(home, profile, self.agent.will()), self.store.outbox, events)
         self._thread = threading.Thread(target=self.run, name=f"covey-agent-{home.device}", daemon=True)
@@ -69,6 +78,7 @@ class RunningAgent:
             if self.link.connected:
                 self.link.drain(_DRAIN_SECONDS)
             self.link.stop()
+            self.agent.finish()
             if self._own_executor is not None:
                 self._own_executor.shutdown(wait=False, cancel_futures=True)
             self.store.close()
@@ -78,6 +88,12 @@ class RunningAgent:
         self.agent.stop()
         if self._thread.is_alive():
             self._thread.join(2 * _DRAIN_SECONDS)
+
+
+def _has_lost_its_ledger(home: AgentHome) -> bool:
+    """Whether the database is missing or empty in a home that shows traces of an agent at work."""
+    missing = not home.database.exists() or not home.database.stat().st_size
+    return missing and ((home.path / STATUS_FILE).exists() or any((home.path / BLOBS).iterdir()))
 
 
 def link_options(home: AgentHome, profile: FirmwareProfile, will: tuple[str, bytes]) -> LinkOptions:

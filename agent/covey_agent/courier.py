@@ -15,7 +15,7 @@ from covey_protocol.chunks import PIECE_OVERHEAD, split
 from covey_protocol.digest import content_digest, short
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.envelope import Context, open_signed, sign
-from covey_protocol.errors import StaleError, StateError
+from covey_protocol.errors import LocalError, StaleError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Have, State, Want
 from covey_protocol.payload import read, write
@@ -39,14 +39,18 @@ class Courier:
         self._home, self._profile, self._store, self._counter = home, profile, store, counter
         self._link: Link | None = None
         self._sent: dict[bytes, tuple[str, bytes]] = {}  # digest → topic and blob of the last masked vector
+        self._unsaved: dict[str, Remember] = {}  # marks that there was no room for
         self._said: dict[str, dict[str, bytes]] = {}  # task → topic → what was said in its round
 
     def attach(self, link: Link) -> None:
         """Use a link from now on, and remember that the agent was started once more."""
         self._link = link
-        # What an earlier start said of itself, and was killed before it was acknowledged, is true no longer.
-        self._store.outbox.discard(topics.up(self._home.fleet, self._home.device, topics.STATE))
-        self._store.carry([Remember(STARTS, str(self._counter).encode())], topic_of=self._topic, largest=0)
+        try:
+            self._make_durable([Remember(STARTS, str(self._counter).encode())])
+            # What an earlier start said of itself, and was killed before it was acknowledged, is true no longer.
+            self._store.outbox.discard(topics.up(self._home.fleet, self._home.device, topics.STATE))
+        except LocalError as error:  # a full disk: nothing is said before there is room
+            log.error("%s: %s", self._home.device, error)
 
     @property
     def link(self) -> Link:
@@ -65,19 +69,35 @@ class Courier:
         Args:
             effects: What a state machine asked for.
             task: Whose round they belong to; ``forget`` drops what is still unsent of it.
+
+        Raises:
+            LocalError: They cannot be stored, so nothing is sent. The marks are stored with the next effects: the state
+                machines count on them already.
         """
-        if not effects:
+        if not effects and not self._unsaved:
             return
         for effect in effects:
             if isinstance(effect, Note):
                 log.info("%s: %s: %s", self._home.device, effect.cause, effect.text)
-            elif isinstance(effect, Send) and effect.transfer:
+        self._make_durable(effects, task)
+        for effect in effects:  # only what is durable may be said again
+            if isinstance(effect, Send) and effect.transfer:
                 digest = content_digest(effect.data)
                 self._sent = {digest: (self._topic(effect, digest), effect.data)}
             elif isinstance(effect, Send):
                 self._said.setdefault(task, {})[self._topic(effect, b"")] = effect.data
-        self._store.carry(effects, topic_of=self._topic, largest=self._largest(), tag=task)
         self._kick()
+
+    def _make_durable(self, effects: Sequence[Effect], task: str = "") -> None:
+        """Store effects, with the marks that there was no room for before."""
+        unsaved = self._unsaved | {effect.key: effect for effect in effects if isinstance(effect, Remember)}
+        earlier = [mark for mark in self._unsaved.values() if mark not in effects]
+        try:
+            self._store.carry([*earlier, *effects], topic_of=self._topic, largest=self._largest(), tag=task)
+        except LocalError:
+            self._unsaved = unsaved
+            raise
+        self._unsaved = {}
 
     def forget(self, task: str) -> None:
         """Drop what was never sent of a task's earlier rounds."""
@@ -139,8 +159,12 @@ class Courier:
             status: "online", "lost" or "left".
             holds: Whether something keeps it from taking part. What that is stays here: it may hold a loss or the name
                 of a file; ``covey-agent status`` shows it.
+
+        Raises:
+            LocalError: There is no room for it.
         """
         topic, data = self.state(status, holds)
+        self.carry([])
         self._store.outbox.discard(topic)
         self.link.publish(topic, data, retain=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,14 +12,19 @@ PRIVATE = 0o600
 def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     """Replace a file in one step that survives a power cut: write beside, flush, rename, flush the folder."""
     beside = path.with_name(f".{path.name}.new")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        os.fchmod(handle, mode)  # the umask, or a file left here by another hand, may have made it different
-        _write_all(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    beside.replace(path)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            os.fchmod(handle, mode)  # the umask, or a file left here by another hand, may have made it different
+            _write_all(handle, data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        beside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()  # half of it would go on filling the disk that was full
+        raise
     sync_folder(path.parent)
 
 

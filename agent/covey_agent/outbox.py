@@ -14,6 +14,7 @@ Row ids only ever grow, also after deletions, and writers are serialised by SQLi
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from covey_protocol.errors import ConfigError, LocalError, StateError
+
+log = logging.getLogger("covey.agent")
 
 MAX_BYTES = 64 << 20
 BUSY_SECONDS = 30.0
@@ -69,6 +72,7 @@ class Outbox:
         self.path = str(path)
         self.max_bytes = max_bytes
         self._lock = threading.RLock()
+        self._gone: set[int] = set()  # acknowledged, but there was no room to write that down
         try:
             if self.path != MEMORY:
                 # Created by us, so that the file and the -wal and -shm files beside it are private.
@@ -79,10 +83,30 @@ class Outbox:
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            found = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if found != "ok":
+                raise sqlite3.DatabaseError(" ".join(found.split()))
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             self._db.close()
-            raise ConfigError(f"outbox {self.path}: not a usable database: {error}") from error
+            raise ConfigError(str(self._trouble(error))) from error
+
+    def _trouble(self, error: sqlite3.Error) -> LocalError:
+        """Say what is wrong with the file and what to do."""
+        code = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
+        if code == "SQLITE_FULL" or code.startswith(("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
+            return LocalError(
+                f"outbox {self.path}: {error}; nothing is sent that cannot be stored first: "
+                f"is the disk full, read-only or failing?",
+                cause="disk",
+            )
+        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or code.startswith("SQLITE_CORRUPT_"):
+            return LocalError(
+                f"outbox {self.path}: damaged: {error}; move it away, with its -wal and -shm, and start again: "
+                f"the device keeps its identity, and the aggregator tells it how far it was",
+                cause="damaged",
+            )
+        return LocalError(f"outbox {self.path}: {error}", cause="disk")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -91,7 +115,8 @@ class Outbox:
         Whoever keeps other tables in the same file can write them through this cursor and call ``put_in``.
 
         Raises:
-            LocalError: SQLite failed, for instance because the disk is full (cause ``disk``).
+            LocalError: SQLite failed, for instance because the disk is full (cause ``disk``) or the file damaged
+                (cause ``damaged``).
             StateError: Transactions cannot be nested.
         """
         with self._lock:
@@ -103,7 +128,7 @@ class Outbox:
                 yield cursor
                 cursor.execute("COMMIT")
             except sqlite3.Error as error:
-                raise LocalError(f"outbox {self.path}: {error}", cause="disk") from error
+                raise self._trouble(error) from error
             finally:
                 if self._db.in_transaction:
                     cursor.execute("ROLLBACK")
@@ -170,29 +195,32 @@ class Outbox:
 
     def pending(self, *, after: int = 0, limit: int = -1) -> list[Row]:
         """Return waiting messages in the order they were put: ids above ``after``, at most ``limit``."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, topic, payload, retain, qos FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
-                (after, limit),
-            ).fetchall()
-        return [Row(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows]
+        rows = self._read(
+            "SELECT id, topic, payload, retain, qos FROM outbox WHERE id > ? ORDER BY id LIMIT ?", after, limit
+        )
+        return [Row(row[0], row[1], row[2], bool(row[3]), row[4]) for row in rows if row[0] not in self._gone]
 
     def holds(self, topic: str) -> bool:
         """Tell whether a message for a topic waits."""
-        with self._lock:
-            row = self._db.execute("SELECT 1 FROM outbox WHERE topic = ? LIMIT 1", (topic,)).fetchone()
-        return row is not None
+        return any(row[0] not in self._gone for row in self._read("SELECT id FROM outbox WHERE topic = ?", topic))
 
     def delete(self, *ids: int) -> None:
-        """Forget messages that the broker has acknowledged; unknown ids are ignored."""
+        """Forget messages that the broker has acknowledged; unknown ids are ignored.
+
+        Where that cannot be written down, because the disk is full, it is kept in mind and tried again with the next.
+        """
         if not ids:
             return
         with self._lock:
+            self._gone.update(ids)
             # Without a flush of its own: see the module's docstring. The next put flushes it along.
             self._db.execute("PRAGMA synchronous=NORMAL")
             try:
                 with self.transaction() as cursor:
-                    cursor.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row in ids])
+                    cursor.executemany("DELETE FROM outbox WHERE id = ?", [(row,) for row in sorted(self._gone)])
+                self._gone.clear()
+            except LocalError as error:
+                log.warning("%s", error)
             finally:
                 self._db.execute("PRAGMA synchronous=FULL")
 
@@ -219,9 +247,15 @@ class Outbox:
 
     def used(self) -> tuple[int, int]:
         """Return how many messages and how many payload bytes wait."""
-        with self._lock:
-            count, size = self._db.execute("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM outbox").fetchone()
-        return int(count), int(size)
+        sizes = [size for row, size in self._read("SELECT id, size FROM outbox") if row not in self._gone]
+        return len(sizes), sum(sizes)
+
+    def _read(self, statement: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+        try:
+            with self._lock:
+                return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
 
     def close(self) -> None:
         """Close the database; what waits stays in the file."""

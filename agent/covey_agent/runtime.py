@@ -126,7 +126,7 @@ class Agent:
         self._tasks: dict[str, Participation] = {}
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
-        self._stopping = False
+        self._stopping = self._announce_due = False
         self._holds = ""
         self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
@@ -181,12 +181,25 @@ class Agent:
             self._handle(event)
             if isinstance(event, _Message) and event.handled is not None:
                 event.handled.set()
+            self._announce()
             self._ask()
             self._status.write(self.snapshot)
         try:
             self._courier.announce("left", bool(self._holds))
         except _SURVIVABLE as error:  # such as a full outbox; the Last Will says it in the end
             self._refuse(error, topics.STATE)
+
+    def finish(self) -> None:
+        """Handle what came about epochs after ``run`` had ended, once the link has stopped: it was acknowledged.
+
+        What follows from it is sent at the next start. A round's messages find their secrets gone then, and OPEN is
+        retained, so the rest is dropped.
+        """
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, _Message) and topics.kind_of(event.topic) in _EPOCH_KINDS:
+                    self._handle(event)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
@@ -234,10 +247,21 @@ class Agent:
 
     def _on_connected(self, session_present: bool) -> None:
         self._fetcher.connected(session_present, self._clock())
-        self._courier.announce("online", bool(self._holds))
+        self._announce_due = True
+        self._announce()
         if not session_present:
             live = {task for task, part in self._tasks.items() if part.round and not part.round.finished}
             self._courier.say_again(live)
+
+    def _announce(self) -> None:
+        """Say that the device is there, as soon as there is room for it: the Last Will may have said otherwise."""
+        if self._announce_due:
+            try:
+                self._courier.announce("online", bool(self._holds))
+            except LocalError as error:
+                self._refuse(error, topics.STATE)
+            else:
+                self._announce_due = False
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         place = topics.parse(topic)
@@ -297,7 +321,9 @@ class Agent:
         part = self._tasks.get(message.task)
         if part is None or part.round is None:
             raise StaleError(f"{kind} for a round that this device is not in", cause="stage")
-        self._courier.carry(part.round.receive(kind, payload), part.task)
+        effects = part.round.receive(kind, payload)
+        with self._declining(part, part.round):
+            self._courier.carry(effects, part.task)
         if kind == topics.CLOSE and part.round.closed is not None:
             for blob in part.close(part.round.closed):
                 self._fetcher.want(blob.digest, blob.bytes, self._clock())
@@ -326,11 +352,16 @@ class Agent:
             if not part.is_over(round_):
                 self._holds = f"left round {round_.opened.round} of {part.task!r}: {error}"
                 # The words stay here: they may hold a loss or a file's name.
-                self._courier.carry(round_.decline(error.cause, "nothing of its training is sent"), part.task)
+                with contextlib.suppress(StaleError):  # too late to leave
+                    effects = round_.decline(error.cause, "nothing of its training is sent")
+                    with contextlib.suppress(LocalError):  # no room for this either
+                        self._courier.carry(effects, part.task)
             raise
 
     def _go_on(self) -> None:
         """Join every round whose grouping, bundle and model are there; wait for the rest."""
+        if self._stopping:
+            return
         for task, part in self._tasks.items():
             try:
                 for blob in part.missing():
@@ -356,9 +387,10 @@ class Agent:
                 self._refuse(error, f"task {task}")
                 continue
             self._holds = ""
-            self._courier.forget(task)
             part.joined(round_)
-            self._courier.carry(effects, part.task)
+            with self._declining(part, round_):
+                self._courier.forget(task)
+                self._courier.carry(effects, part.task)
             manifest = opened.manifest
             self._blobs.keep_only({manifest.bundle.digest, manifest.model.digest})
             if self._blobs.get(manifest.model.digest) is None and part.weights is not None:

@@ -37,7 +37,7 @@ from covey_agent.link_options import (
 from covey_agent.outbox import Outbox
 from covey_agent.paho_client import Guard, log, tls_context
 from covey_agent.wire import Wire
-from covey_protocol.errors import LocalError, StateError
+from covey_protocol.errors import CoveyError, LocalError, StateError
 
 __all__ = ["Link", "LinkEvents", "LinkOptions", "LinkStatus", "MqttLink"]
 
@@ -224,8 +224,9 @@ class MqttLink:
             try:
                 again = self._attempt(ear)
             except Exception as error:
-                # Whatever it was (a full disk under the outbox, say), a link that is gone helps nobody.
-                log.exception("link %s: the connection broke down", self.options.client_id)
+                # Whatever it was (a failing disk under the outbox, say), a link that is gone helps nobody.
+                known = isinstance(error, CoveyError)
+                log.error("link %s: the connection broke down: %s", self.options.client_id, error, exc_info=not known)
                 self._wire, again = None, False
                 with self._shared.changed:
                     self._shared.status.connected = False

@@ -22,9 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 from tests.agent.crash_child import kind_of
 from tests.agent.world import BUNDLE, DEVICE, OPEN_TOPIC, PIECE, World, place_of
@@ -33,7 +31,7 @@ from tests.protocol.rig import FLEET, TASK
 from covey_agent.outbox import Outbox
 from covey_agent.profile import profile_folder
 from covey_agent.transport import LinkEvents, LinkOptions, MqttLink
-from covey_protocol import envelope, model, topics
+from covey_protocol import envelope, topics
 from covey_protocol.chunks import Piece, split
 from covey_protocol.digest import content_digest
 from covey_protocol.errors import RefusedError
@@ -391,7 +389,7 @@ def survived(world: CrashWorld, kill: str, folder: Path) -> None:
     check_disk(world)
     world.start()
     assert world.alive, world.trouble()
-    _go_on(world, round_)
+    go_on(world, round_)
     check_disk(world)
     assert "Traceback" not in world.records.errors(), world.records.errors()
 
@@ -429,7 +427,7 @@ def live(world: CrashWorld, kill: str = "") -> int:
     return 2
 
 
-def _go_on(world: CrashWorld, round_: int) -> None:
+def go_on(world: CrashWorld, round_: int) -> None:
     """Finish what was going on, and take the restarted agent through another round."""
     if world.opening is None:
         world.group_up()
@@ -449,8 +447,3 @@ def _go_on(world: CrashWorld, round_: int) -> None:
     assert world.states[-1].status == "left"
     _, waiting = copied_database(world.home.path, world.home.path.parent / "end")
     assert waiting == []
-
-
-def model_bytes(weights: Any) -> bytes:
-    """Return a model as it travels."""
-    return model.to_bytes(np.asarray(weights))

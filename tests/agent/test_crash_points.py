@@ -12,8 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.agent.crash_rig import CrashWorld, Nursery, check_disk, live, survived
+from tests.agent.crash_rig import (
+    SECONDS,
+    CrashWorld,
+    Nursery,
+    Speech,
+    check_disk,
+    copied_database,
+    go_on,
+    live,
+    survived,
+)
+from tests.agent.world import DEVICE
+from tests.protocol.rig import FLEET
 
+from covey_agent.store import Store
+from covey_protocol import topics
+from covey_protocol.digest import content_digest
 from covey_simulator.broker import RunningBroker
 
 BOTH_SIDES = {
@@ -90,3 +105,47 @@ def test_a_kill_at_any_instant(kill: str, world: CrashWorld, tmp_path: Path) -> 
 @pytest.mark.parametrize("kill", AGAIN)
 def test_a_kill_at_any_later_instant(kill: str, world: CrashWorld, tmp_path: Path) -> None:
     survived(world, kill, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["hear epoch#1", "hear roster#1", "hear dealt#1", "hear survivors#1"])
+def test_a_stop_in_the_middle_loses_nothing(moment: str, world: CrashWorld) -> None:
+    """SIGTERM: what was promised is sent, and the next round finds the agent there."""
+    world.start()
+    if moment == "hear epoch#1":
+        world.goal = lambda: world.handled(f"after {moment}")
+        world.open_epoch()
+    else:
+        world.group_up()
+        world.goal = lambda: world.handled(f"after {moment}")
+        world.open_round(1)
+    world.until(world.goal)
+    assert world.stop() == 0
+    heard = {content_digest(payload).hex() for _, payload, _ in world.heard}
+    assert world.records.put() <= heard
+    check_disk(world)
+    world.start()
+    go_on(world, 1 if world.group else 0)
+    Speech(world.heard).check()
+
+
+def test_a_stop_without_a_broker_keeps_what_waits(
+    world: CrashWorld, mosquitto: RunningBroker, nursery: Nursery, tmp_path: Path
+) -> None:
+    mosquitto.stop()
+    store = Store(world.home.database)
+    promised = [(topics.up(FLEET, DEVICE, topics.SHARES), bytes([210, number])) for number in range(5)]
+    for topic, payload in promised:
+        store.outbox.put(topic, payload)
+    store.close()
+    nursery.start(world.home.path, world.records.path)
+    world.alive = True
+    world.until(lambda: world.handled("after write connections#1"))
+    assert world.stop() == 0
+    _, waiting = copied_database(world.home.path, tmp_path / "copy")
+    assert [row for row in waiting if not row[0].endswith("/state")] == promised
+    mosquitto.start()
+    assert world.radio.wait_connected(SECONDS)
+    world.drop = {topics.SHARES}  # they are not for the aggregator
+    world.start()
+    world.until(lambda: len(world.said(topics.SHARES)) >= len(promised))
+    assert world.said(topics.SHARES) == [payload for _, payload in promised]

@@ -184,7 +184,7 @@ def test_every_put_is_flushed_and_deletions_do_not_weaken_it(tmp_path: Path) -> 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"not a database" * 100)
-    with pytest.raises(ConfigError, match="junk: not a usable database"):
+    with pytest.raises(ConfigError, match="junk: damaged: file is not a database; move it away"):
         Outbox(tmp_path / "junk")
     with pytest.raises(ConfigError, match="missing/box: cannot be opened"):
         Outbox(tmp_path / "missing" / "box")
