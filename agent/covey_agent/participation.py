@@ -15,18 +15,19 @@ import numpy as np
 from covey_agent.data import Dataset
 from covey_agent.profile import FirmwareProfile
 from covey_agent.trainer import Trainer, TrainResult
-from covey_protocol import model
+from covey_protocol import envelope, model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.digest import content_digest, short
 from covey_protocol.effects import Effect
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import PeerError, RefusedError
+from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Blob, Close, Delta, Manifest
 from covey_protocol.model import Weights
 from covey_protocol.model_guard import ModelGuard
 from covey_protocol.ring import Metrics
-from covey_protocol.roster import OpenRound
+from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import DeviceStage
 
 log = logging.getLogger("covey.agent.task")
@@ -134,6 +135,24 @@ class Participation:
     def is_over(self, round_: DeviceRound) -> bool:
         """Say whether nothing more can come of a round; may be asked from any thread."""
         return round_ is not self.round or round_.finished
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the device is in a round that is not over, as far as it knows."""
+        return self.round is not None and not self.round.finished and self._pending is None
+
+    def overslept(self, close: bytes, trust: Trust) -> bool:
+        """Take a CLOSE for the pending round, which is then not joined any more; say whether it was for that.
+
+        Raises:
+            PeerError: It is not signed as it should be.
+        """
+        message, pending = envelope.parse(close), self._pending
+        if pending is None or (message.round, message.attempt) != (pending.round, pending.attempt):
+            return False
+        envelope.verify(message, pending.context(trust.fleet, topics.CLOSE, AGGREGATOR), trust.aggregator_key)
+        self._pending = None
+        return True
 
     def give_up(self) -> None:
         """Drop the pending round."""

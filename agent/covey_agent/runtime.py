@@ -44,6 +44,8 @@ from covey_protocol.roster import Trust, read_open
 log = logging.getLogger("covey.agent")
 
 _IDLE = 1.0  # seconds
+_HUSH = 0.5  # seconds of silence after which what a session had kept for this device has come
+_HUSH_MAX = 10.0
 _ACKNOWLEDGE = 3.0  # less than the shortest keepalive: the link's thread stands still for so long
 _SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
@@ -128,6 +130,8 @@ class Agent:
         self._group_topic = ""
         self._stopping = self._announce_due = False
         self._holds = ""
+        self._hushed: tuple[float, float] | None = None  # nothing is joined until the first, at most until the second
+        self._repeat: tuple[float, set[str]] | None = None  # when, and of which tasks, what a broker may have forgotten
         self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
 
@@ -182,6 +186,7 @@ class Agent:
             if isinstance(event, _Message) and event.handled is not None:
                 event.handled.set()
             self._announce()
+            self._catch_up(event)
             self._ask()
             self._status.write(self.snapshot)
         try:
@@ -246,12 +251,33 @@ class Agent:
         log.log(level, "%s: refused on %s: %s", self.home.device, where, error)
 
     def _on_connected(self, session_present: bool) -> None:
-        self._fetcher.connected(session_present, self._clock())
+        now = self._clock()
+        self._hushed = (now + _HUSH, now + _HUSH_MAX) if session_present else None
+        self._fetcher.connected(session_present, now)
         self._announce_due = True
         self._announce()
-        if not session_present:
-            live = {task for task, part in self._tasks.items() if part.round and not part.round.finished}
-            self._courier.say_again(live)
+        under_way = {task for task, part in self._tasks.items() if part.under_way}
+        if under_way and not session_present:
+            self._repeat = (now + _HUSH, under_way)  # by then a newer round has shown itself
+
+    def _catch_up(self, event: _Message | _Connected | _Trained) -> None:
+        """Join nothing while a kept session delivers what was said meanwhile: those rounds may be over."""
+        now = self._clock()
+        if self._repeat is not None and now >= self._repeat[0]:
+            tasks, self._repeat = self._repeat[1], None
+            try:
+                self._courier.say_again({task for task in tasks if self._tasks[task].under_way})
+            except _SURVIVABLE as error:
+                self._refuse(error, "repetition")
+        if self._hushed is None:
+            return
+        until, latest = self._hushed
+        spoken = isinstance(event, _Message) and bool(event.topic)
+        if now >= latest or (now >= until and not spoken):
+            self._hushed = None
+            self._go_on()
+        elif spoken:
+            self._hushed = (min(now + _HUSH, latest), latest)
 
     def _announce(self) -> None:
         """Say that the device is there, as soon as there is room for it: the Last Will may have said otherwise."""
@@ -267,8 +293,10 @@ class Agent:
         place = topics.parse(topic)
         if place.fleet != self.home.fleet or place.way == "up":
             raise MalformedError(f"{topic} is not for this device", cause="topic")
-        if place.kind == topics.OPEN and not payload:
-            return  # the task has ended: its retained message was cleared
+        if place.kind == topics.OPEN and not payload:  # the task has ended: its retained message was cleared
+            if place.id in self._tasks:
+                self._tasks[place.id].give_up()
+            return
         if is_piece(payload):
             piece = Piece.decode(payload)
             blob = self._fetcher.add(piece, self._clock())
@@ -319,6 +347,8 @@ class Agent:
     def _on_round(self, kind: str, payload: bytes) -> None:
         message = parse(payload)
         part = self._tasks.get(message.task)
+        if part is not None and kind == topics.CLOSE and part.overslept(payload, self._trust):
+            return
         if part is None or part.round is None:
             raise StaleError(f"{kind} for a round that this device is not in", cause="stage")
         effects = part.round.receive(kind, payload)
@@ -360,7 +390,7 @@ class Agent:
 
     def _go_on(self) -> None:
         """Join every round whose grouping, bundle and model are there; wait for the rest."""
-        if self._stopping:
+        if self._stopping or self._hushed is not None:
             return
         for task, part in self._tasks.items():
             try:
@@ -433,8 +463,9 @@ class Agent:
         self._group_topic = topic
 
     def _patience(self) -> float:
-        due = self._fetcher.next_due()
-        return _IDLE if due is None else min(_IDLE, max(0.0, due - self._clock()))
+        due, now = self._fetcher.next_due(), self._clock()
+        times = [due, self._repeat[0] if self._repeat else None, self._hushed[0] if self._hushed else None]
+        return min([_IDLE, *(max(0.0, at - now) for at in times if at is not None)])
 
     def _load_data(self, bundle: Bundle) -> Dataset:
         manifest = bundle.manifest

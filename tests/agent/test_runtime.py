@@ -530,6 +530,84 @@ def test_have_is_heeded_only_from_the_aggregator_to_this_device_about_its_own_ve
     assert fleet.agent.refusals.counts == {"stage": 1, "signature": 3}
 
 
+def test_have_is_not_answered_while_pieces_of_the_vector_wait_in_the_outbox(fleet: World) -> None:
+    fleet.drop = {"masked/"}
+    fleet.open_round()
+    digest = masked_pieces(fleet)[0].digest
+    fleet.link.up = False
+    fleet.say(topics.down(FLEET, DEVICE, topics.HAVE), fleet.have(digest, b""))
+    fleet.settle()
+    waiting = fleet.store.outbox.used()[0]
+    assert waiting >= 4
+    fleet.say(topics.down(FLEET, DEVICE, topics.HAVE), fleet.have(digest, b"\x01"))
+    fleet.settle()
+    assert fleet.store.outbox.used()[0] == waiting
+
+
+def test_what_was_said_in_an_open_round_is_repeated_to_a_broker_that_forgot(fleet: World) -> None:
+    fleet.drop = {topics.JOIN}
+    fleet.open_round()
+    [join] = fleet.said(topics.JOIN)
+    fleet.agent.connected(True)
+    fleet.later(1)
+    assert fleet.said(topics.JOIN) == [join]
+    fleet.drop = set()
+    fleet.agent.connected(False)
+    fleet.settle()
+    assert fleet.said(topics.JOIN) == [join], "not before a newer round could have shown itself"
+    fleet.later(1)
+    assert fleet.said(topics.JOIN) == [join, join], "the same bytes"
+    assert fleet.group is not None
+    assert DEVICE in fleet.group.survivors
+    fleet.close_round()
+    fleet.agent.connected(False)
+    fleet.later(1)
+    assert fleet.said(topics.JOIN) == [join, join], "and not once the round is over"
+
+
+def test_while_a_session_catches_up_no_round_is_joined(fleet: World) -> None:
+    fleet.agent.connected(True)
+    fleet.open_round()
+    assert joins(fleet) == []
+    fleet.agent.deliver(topics.pub(FLEET, topics.ROSTER, "none"), b"stale")
+    fleet.settle()
+    assert joins(fleet) == []
+    fleet.later(1)
+    assert len(joins(fleet)) == 1
+
+
+def test_catching_up_ends_even_if_messages_never_do(fleet: World) -> None:
+    fleet.agent.connected(True)
+    fleet.open_round()
+    for _ in range(40):
+        fleet.now += 0.3
+        fleet.agent.deliver(topics.pub(FLEET, topics.ROSTER, "none"), b"stale")
+        fleet.settle()
+    assert len(joins(fleet)) == 1
+
+
+def test_a_round_that_closes_before_it_could_be_joined_is_not_joined(fleet: World) -> None:
+    fleet.open_round()
+    fleet.close_round(publish=False)
+    delta = fleet.delta
+    assert delta is not None
+    fleet.serves = False
+    fleet.open_round(2)
+    fleet.late()
+    assert fleet.group is not None
+    while fleet.group.stage is not GroupStage.SUMMING:
+        fleet.late()
+    forged = sign(b"\xa0", fleet.group.opened.context(FLEET, topics.CLOSE, "aggregator"), signing_key("pi-1"))
+    fleet.say(topics.pub(FLEET, topics.CLOSE, fleet.group.opened.task), forged)
+    fleet.settle()
+    assert fleet.agent.refusals.counts["signature"] == 1
+    fleet.close_round()
+    for piece in split(fleet.blobs[delta.blob.digest], PIECE):
+        fleet.say(topics.pub(FLEET, topics.BLOB, delta.blob.digest.hex()), piece.encode())
+    fleet.settle()
+    assert len(joins(fleet)) == 1
+
+
 def test_a_question_says_which_pieces_are_here(world: World) -> None:
     world.open_epoch()
     world.serves = False

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.aggregator.fleet import FLEET
-from tests.aggregator.live import PATIENCE, Agents, Live, Tap, enrol_agent, live_homes, live_task, until
+from tests.aggregator.live import PATIENCE, Agents, Clock, Live, Tap, enrol_agent, live_homes, live_task, until
 from tests.network.proxy import Proxy
 
 from covey_protocol import envelope, topics
@@ -173,3 +173,37 @@ def test_everything_twice_and_too_late_changes_nothing(mosquitto: RunningBroker,
             check(live, agents, tap, rounds=4)
             assert all(record.accepted == 5 for record in live.service.store.rounds("digits"))
             assert [record.attempt for record in live.service.store.rounds("digits")] == [1] * 4
+
+
+def test_what_a_broker_forgot_before_a_device_had_it_is_published_again(
+    mosquitto: RunningBroker, tmp_path: Path
+) -> None:
+    operator, home = live_homes(tmp_path, mosquitto)
+    with Proxy(mosquitto.port) as proxy:
+        homes = [
+            enrol_agent(tmp_path, operator, home, name, port=proxy.port if name == "pi-0" else mosquitto.port)
+            for name in NAMES
+        ]
+        with Live(home, clock=Clock()) as live, Agents(homes):
+            publish = live.service.link.publish
+
+            def watched(topic: str, payload: bytes, **options: Any) -> None:
+                if f"/pub/{topics.ROSTER}/" in topic and proxy.cuts == 0:
+                    proxy.refuse()  # the roster is queued for this device, and nobody else's
+                    proxy.cut()
+                publish(topic, payload, **options)
+
+            live.service.link.publish = watched  # type: ignore[method-assign]
+            live.service.store.add_task(live_task(tmp_path, rounds=1, devices_min=5, settle=0.0))
+
+            def awaited() -> set[str]:
+                run = live.service.coordinator.run
+                return {name for group in run.groups.values() for name in group.awaited()} if run else set()
+
+            until(lambda: proxy.cuts > 0 and live.call(awaited) == {"pi-0"}, "the others' shares")
+            mosquitto.kill()
+            mosquitto.start()
+            proxy.admit()
+            live.until_ended()
+            (record,) = live.service.store.rounds("digits")
+            assert (record.accepted, record.attempt) == (5, 1)
