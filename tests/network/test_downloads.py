@@ -63,7 +63,9 @@ def test_a_model_comes_and_an_update_goes_without_any_piece_for_nothing(
         with Live(home) as live, Agents(homes.values()):
             first = RunningAgent(victim)
             first.start()
-            task = live_task(tmp_path, bundle=str(tmp_path / "large.bundle"), rounds=1, devices_min=5, settle=0.2)
+            task = live_task(
+                tmp_path, bundle=str(tmp_path / "large.bundle"), rounds=1, devices_min=5, settle=0.2, sleep=True
+            )
             live.service.store.add_task(task)
             # The bundle is published to all; the victim's line carries it slowly and is cut.
             proxy.poor(rate=400_000)
