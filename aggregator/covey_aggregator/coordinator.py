@@ -10,7 +10,7 @@ message. One task runs at a time; others wait in the order in which they were st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from covey_aggregator.combine import Combined, GroupMean
@@ -195,11 +195,13 @@ class Coordinator:
             effects += self._guard(self.run.tick(now))
         return effects + self._after(now)
 
-    def summed(self, group: str, mean: GroupMean | None, reason: str, now: float, culprit: str = "") -> list[Effect]:
-        """Take a group's sum from the job that made it, or why there is none and who is to blame if one is."""
+    def summed(
+        self, group: str, mean: GroupMean | None, reason: str, now: float, culprits: Sequence[str] = ()
+    ) -> list[Effect]:
+        """Take a group's sum from the job that made it, or why there is none and who are to blame if any are."""
         if self.run is None or group not in self.run.groups:
             return []
-        return self.run.summed(group, mean, reason, now, culprit) + self._after(now)
+        return self.run.summed(group, mean, reason, now, culprits) + self._after(now)
 
     def combined(self, outcome: Combined, now: float) -> list[Effect]:
         """Take the new model from the job that made it: store, sign and publish it."""

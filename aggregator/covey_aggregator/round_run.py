@@ -136,9 +136,9 @@ class RoundRun(Recorded):
             self.spool.put(device, data)
             self._note_answer("masked", device, at)
         elif kind == NO_SUM:
-            name, reason, culprit = msgspec.msgpack.decode(data, type=tuple[str, str, str])
+            name, reason, culprits = msgspec.msgpack.decode(data, type=tuple[str, str, tuple[str, ...]])
             effects = self.groups[name].abort("bad-sum", reason)
-            self.groups[name].causers = frozenset({culprit} - {""})
+            self.groups[name].causers = frozenset(culprits)
             self.culprits |= self.groups[name].causers
         elif kind == LOST:
             self.group_of(device).lost(device, msgspec.msgpack.decode(data, type=float))
@@ -229,10 +229,12 @@ class RoundRun(Recorded):
         self.summing.update(ready)
         return ready
 
-    def summed(self, name: str, mean: GroupMean | None, reason: str, now: float, culprit: str = "") -> list[Effect]:
-        """Take a group's sum, or the reason why there is none and who is to blame."""
+    def summed(
+        self, name: str, mean: GroupMean | None, reason: str, now: float, culprits: Sequence[str] = ()
+    ) -> list[Effect]:
+        """Take a group's sum, or the reason why there is none and who are to blame."""
         if mean is None:
-            return self.take(NO_SUM, "", msgspec.msgpack.encode((name, reason, culprit)), now)
+            return self.take(NO_SUM, "", msgspec.msgpack.encode((name, reason, culprits)), now)
         # Not in the journal: what the vectors add up to can be computed again.
         self.groups[name].close()
         self.means[name] = mean

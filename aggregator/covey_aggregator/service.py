@@ -316,7 +316,7 @@ class Service:
         if failure is not None:
             log.error("group %s: the sum failed", name, exc_info=failure)
         summed = _Summed(None, f"the sum failed: {failure}") if failure is not None else job.result()
-        self._carry(self.coordinator.summed(name, summed.mean, summed.reason, self._clock(), summed.culprit))
+        self._carry(self.coordinator.summed(name, summed.mean, summed.reason, self._clock(), summed.culprits))
 
     def _combined(self, run: RoundRun, job: asyncio.Future[Combined]) -> None:
         self._combining = False
@@ -331,11 +331,11 @@ class Service:
 
 
 class _Summed(NamedTuple):
-    """A group's mean, or why there is none and who is proven to have caused that."""
+    """A group's mean, or why there is none and who are proven to have caused that."""
 
     mean: GroupMean | None
     reason: str = ""
-    culprit: str = ""
+    culprits: tuple[str, ...] = ()
 
 
 def _sum(group: GroupRound) -> _Summed:
@@ -344,7 +344,7 @@ def _sum(group: GroupRound) -> _Summed:
     try:
         total, count = group.unmask()
     except PeerError as error:
-        return _Summed(None, str(error), error.culprit)
+        return _Summed(None, str(error), error.culprits)
     mean = group_mean(total, count, RingScale(manifest.clip, manifest.n_max))
     if mean is None:
         return _Summed(None, "the sum holds coordinates that no honest members can have produced")

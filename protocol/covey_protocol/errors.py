@@ -11,22 +11,24 @@ Messages never hold secrets: names, sizes, stages and digest prefixes only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class CoveyError(Exception):
     """Root of all errors that Covey raises on purpose."""
 
     cause = "error"
 
-    def __init__(self, message: str, *, cause: str | None = None, culprit: str = "") -> None:
+    def __init__(self, message: str, *, cause: str | None = None, culprits: Iterable[str] = ()) -> None:
         """Describe a fault.
 
         Args:
             message: What is wrong and where, for people.
             cause: Replaces the class's own cause.
-            culprit: The member that is proven to have caused it, if one is.
+            culprits: The members that are proven to have caused it, if any are.
         """
         super().__init__(message)
-        self.culprit = culprit
+        self.culprits = tuple(culprits)
         if cause is not None:
             self.cause = cause
 

@@ -22,6 +22,7 @@ from covey_protocol.errors import RefusedError, StaleError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
 from covey_protocol.messages import (
+    REASON_MAX,
     Abort,
     Answer,
     Complaints,
@@ -247,7 +248,7 @@ class GroupRound:
         self.causers = frozenset(causers) or frozenset(self._members() - self._answered())
         self._machine.advance(topics.ABORT)
         self._forget()
-        self.aborted = Abort(cause=cause, reason=reason)
+        self.aborted = Abort(cause=cause, reason=reason[:REASON_MAX])
         note = Note(cause, f"group {self.grouping.group} aborted: {reason}")
         return [note, self._publish(topics.ABORT, self.aborted, self.grouping.digest())]
 

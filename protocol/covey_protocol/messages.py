@@ -19,6 +19,7 @@ from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 SHARD_MAX = 1000
 SHARD_BITS_MAX = 16
 SKETCH_MAX = 4096
+REASON_MAX = 400
 MAX_MODEL_BYTES = 1 << 30
 _MAX_CIPHERTEXT = 512
 _MAX_ENVELOPE = 64 * 1024
@@ -279,7 +280,7 @@ class Abort(Payload, frozen=True, kw_only=True):
     """ABORT: a group's part in the round is over without a sum."""
 
     cause: Annotated[str, msgspec.Meta(max_length=40)]
-    reason: Annotated[str, msgspec.Meta(max_length=400)]
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_MAX)]
 
 
 class Close(Payload, frozen=True, kw_only=True):

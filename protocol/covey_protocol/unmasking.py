@@ -90,16 +90,16 @@ def unmask_sum(
         Σ_{i ∈ U} x_i in the ring.
 
     Raises:
-        RefusedError: A restored secret is not the one its owner published: the owner dealt shares of a wrong secret.
+        RefusedError: Restored secrets are not those that their owners published, who have therefore dealt shares of
+            wrong ones. All of them are named.
     """
     self_seeds: list[bytes] = []
+    wrong: dict[str, str] = {}
     for name in survivors:
         member = _member(roster, name)
         secret = _restore(roster, name, "self_mask", revealed)
         if masking.self_mask_commitment(secret) != member.join.self_mask:
-            raise RefusedError(
-                f"{name!r} dealt shares of another self-mask than it published", cause="dealer", culprit=name
-            )
+            wrong[name] = f"{name!r} dealt shares of another self-mask than it published"
         self_seeds.append(masking.self_mask_seed(secret))
     pairs: list[tuple[int, int, bytes]] = []
     context = opened.pair_context(fleet, roster.digest)
@@ -109,13 +109,14 @@ def unmask_sum(
         dropped = _member(roster, name)
         key = masking.masking_key(_restore(roster, name, "masking", revealed))
         if masking.public_key(key) != dropped.join.mask_key:
-            raise RefusedError(
-                f"{name!r} dealt shares of another masking secret than it published", cause="dealer", culprit=name
-            )
+            wrong[name] = f"{name!r} dealt shares of another masking secret than it published"
+            continue
         for other in survivors:
             survivor = _member(roster, other)
             seed = masking.pair_seed(key, _party(dropped), _party(survivor), context)
             pairs.append((survivor.place, dropped.place, seed))
+    if wrong:
+        raise RefusedError("; ".join(wrong.values()), cause="dealer", culprits=wrong)
     masking.unmask(total, self_seeds, pairs)
     return total
 

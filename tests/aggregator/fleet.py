@@ -371,8 +371,8 @@ class Fleet:
 
     def _sum(self, name: str) -> None:
         assert self.coordinator.run is not None
-        mean, reason, culprit = _sum(self.coordinator.run.groups[name])
-        self.carry(self.coordinator.summed(name, mean, reason, self.now, culprit))
+        mean, reason, culprits = _sum(self.coordinator.run.groups[name])
+        self.carry(self.coordinator.summed(name, mean, reason, self.now, culprits))
 
     def _combine(self) -> None:
         weights, means, task, evaluator = self.coordinator.combine_inputs()

@@ -130,5 +130,5 @@ def test_nobody_waits_for_one_who_leaves(tmp_path: Path, at: str) -> None:
 def test_whoever_is_proven_to_have_spoilt_a_sum_caused_the_abort(fleet: Fleet) -> None:
     run = until_summing(fleet)
     name = min(run.groups)
-    run.summed(name, None, "the shares of 'pi-3' are wrong", fleet.now, "pi-3")
-    assert run.groups[name].causers == {"pi-3"}
+    run.summed(name, None, "the shares of 'pi-3' are wrong", fleet.now, ["pi-3", "pi-4"])
+    assert run.groups[name].causers == run.proven() == {"pi-3", "pi-4"}

@@ -502,7 +502,27 @@ def test_a_dealer_of_another_self_mask_is_named() -> None:
     assert rig.group.stage is GroupStage.SUMMING
     with pytest.raises(RefusedError, match=rf"'{CHEAT}' dealt .* self-mask") as caught:
         rig.group.unmask()
-    assert caught.value.cause == "dealer"
+    assert (caught.value.cause, caught.value.culprits) == ("dealer", (CHEAT,))
+
+
+def test_all_dealers_of_other_secrets_are_named_at_once() -> None:
+    rig = Rig(n=6, dies={"pi-5": VECTOR})
+    deals_another(rig, "self_mask")
+    deals_another(rig, "self_mask", "pi-4")
+    deals_another(rig, "masking", "pi-5")
+    rig.run()
+    with pytest.raises(RefusedError) as caught:
+        rig.group.unmask()
+    assert caught.value.culprits == (CHEAT, "pi-4", "pi-5")
+
+
+def test_a_reason_too_long_for_its_message_is_cut() -> None:
+    rig = Rig(n=4)
+    rig.joined()
+    rig.from_group(rig.group.abort("bad-sum", "x" * 1000))
+    rig.pump()
+    assert not rig.errors
+    assert {device.stage for device in rig.devices.values()} == {DeviceStage.ABORTED}
 
 
 def test_a_dealer_of_another_masking_secret_is_named() -> None:
@@ -515,9 +535,9 @@ def test_a_dealer_of_another_masking_secret_is_named() -> None:
     assert caught.value.cause == "dealer"
 
 
-def deals_another(rig: Rig, secret: str) -> None:
-    """Let ``CHEAT`` share another secret than the one it joined with."""
-    device = rig.devices[CHEAT]
+def deals_another(rig: Rig, secret: str, cheat: str = CHEAT) -> None:
+    """Let a member share another secret than the one it joined with."""
+    device = rig.devices[cheat]
     join = device.join
 
     def joined() -> Any:
