@@ -50,6 +50,7 @@ class StoredIdentity(Payload, frozen=True, kw_only=True):
     delegation: Certificate
     policy: Certificate
     broker: Broker
+    revocations: Certificate = b""
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def _identity(bundle: Provisioning, key: SigningKey) -> StoredIdentity:
         delegation=bundle.delegation,
         policy=bundle.policy,
         broker=bundle.broker,
+        revocations=bundle.revocations,
     )
 
 

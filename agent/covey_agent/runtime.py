@@ -24,6 +24,7 @@ from covey_agent.fetch import Fetcher
 from covey_agent.home import BLOBS, PIECES, STATUS_FILE, AgentHome
 from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
+from covey_agent.revoked import RevocationIntake
 from covey_agent.status import StatusFile
 from covey_agent.store import Store
 from covey_agent.trainer import SEED_BYTES, CancelledError, Trainer, TrainResult
@@ -49,6 +50,7 @@ _HUSH_MAX = 10.0
 _ACKNOWLEDGE = 3.0  # less than the shortest keepalive: the link's thread stands still for so long
 _SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
+_CLEARED = (topics.OPEN, topics.REVOCATIONS)  # retained: an empty payload says that there is none any more
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,16 @@ class Agent:
             home.delegation.aggregator_key,
             home.policy,
             PinnedKeys(self.ledger.pins()),
+            self.ledger.revocations,
         )
         self._epoch = EpochMember(
-            fleet=home.fleet,
-            device=home.device,
-            key=home.key,
-            aggregator_key=home.delegation.aggregator_key,
-            policy=home.policy,
-            entropy=entropy,
-            remembered=marks,
+            trust=self._trust, device=home.device, key=home.key, entropy=entropy, remembered=marks
         )
         self._blobs = BlobStore(home.path / BLOBS)
         self._fetcher = Fetcher(2 * profile.model_bytes_max, PieceLog(home.path / PIECES))
+        self._revoked = RevocationIntake(
+            self.ledger, self._trust, courier=self._courier, blobs=self._blobs, fetcher=self._fetcher, clock=clock
+        )
         self._tasks: dict[str, Participation] = {}
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
@@ -171,9 +171,11 @@ class Agent:
         fleet, device = self.home.fleet, self.home.device
         base = [topics.down(fleet, device, "+")]
         base += [topics.pub(fleet, kind, "+") for kind in (topics.OPEN, topics.CLOSE, topics.BLOB)]
+        base += [topics.pub(fleet, topics.REVOCATIONS)]
         base += [topics.pub(fleet, "+", label) for label in epochs.own_labels(device)]
         link.subscribe(base)
         self._follow_group()
+        self._revoked.begin(self.home.stored.revocations)
         link.start()
         while True:
             try:
@@ -259,6 +261,7 @@ class Agent:
         under_way = {task for task, part in self._tasks.items() if part.under_way}
         if under_way and not session_present:
             self._repeat = (now + _HUSH, under_way)  # by then a newer round has shown itself
+        self._revoked.want()
 
     def _catch_up(self, event: _Message | _Connected | _Trained) -> None:
         """Join nothing while a kept session delivers what was said meanwhile: those rounds may be over."""
@@ -293,7 +296,7 @@ class Agent:
         place = topics.parse(topic)
         if place.fleet != self.home.fleet or place.way == "up":
             raise MalformedError(f"{topic} is not for this device", cause="topic")
-        if place.kind == topics.OPEN and not payload:  # the task has ended: its retained message was cleared
+        if place.kind in _CLEARED and not payload:  # its task has ended; a list that was seen stays
             if place.id in self._tasks:
                 self._tasks[place.id].give_up()
             return
@@ -303,9 +306,7 @@ class Agent:
             if blob is None:
                 return
             if place.kind == topics.BLOB:
-                self._blobs.put(piece.digest, blob)
-                self._fetcher.forget(piece.digest)
-                self._go_on()
+                self._on_blob(piece.digest, blob)
                 return
             payload = blob
         if place.kind in _EPOCH_KINDS:
@@ -315,10 +316,19 @@ class Agent:
                 self._go_on()
         elif place.kind == topics.OPEN:
             self._on_open(place.id, payload)
+        elif place.kind == topics.REVOCATIONS:
+            self._revoked.on_head(payload)
+            self._go_on()
         elif place.kind == topics.HAVE:
             self._courier.send_again(payload)
         else:
             self._on_round(place.kind, payload)
+
+    def _on_blob(self, digest: bytes, blob: bytes) -> None:
+        if not self._revoked.on_blob(digest, blob):
+            self._blobs.put(digest, blob)
+        self._fetcher.forget(digest)
+        self._go_on()
 
     def _on_open(self, task: str, payload: bytes) -> None:
         opened = read_open(payload, task, self._trust)
@@ -333,12 +343,13 @@ class Agent:
                 load_data=self._load_data,
             )
         try:
+            self.ledger.revocations.check_manifest(opened.manifest.revocations)
             part.opened(opened)
         except PeerError as error:
             self._holds = refusal(error, task)
             raise
         manifest = opened.manifest
-        named = {manifest.bundle.digest, manifest.model.digest}
+        named = {manifest.bundle.digest, manifest.model.digest} | self._revoked.wanted()
         if manifest.delta is not None:
             named.add(manifest.delta.blob.digest)
         self._fetcher.keep_only(named)  # what older rounds waited for is served no longer, and uses the budget up
@@ -398,6 +409,9 @@ class Agent:
                     self._fetcher.want(blob.digest, blob.bytes, self._clock(), overdue=part.overdue(blob))
                 opened = part.ready(self._epoch.grouping)
                 if opened is None:
+                    continue
+                if opened.manifest.revocations > self.ledger.revocations.held:
+                    self._holds = f"not in {task!r} yet: waiting for revocation list {opened.manifest.revocations}"
                     continue
                 assert self._epoch.grouping is not None
                 round_ = self._round_class(

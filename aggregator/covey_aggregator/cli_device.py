@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from covey_aggregator import exposure
 from covey_aggregator.files import PRIVATE, replace
-from covey_aggregator.home import BUNDLES, DATABASE_FILE, open_server
-from covey_aggregator.operator import open_operator
-from covey_aggregator.store import Store
-from covey_protocol import provisioning, topics
+from covey_aggregator.home import BUNDLES, DATABASE_FILE, ServerHome, open_server
+from covey_aggregator.operator import OperatorHome, open_operator
+from covey_aggregator.revocations import read_kept, read_stored, revoke
+from covey_aggregator.store import DeviceRow, Store
+from covey_protocol import identity, provisioning, topics
 from covey_protocol.digest import short
 from covey_protocol.errors import ConfigError
+from covey_protocol.revocation import Revocation
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+CATEGORIES = ("lost", "stolen", "compromised", "misbehaving", "retired", "other")
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 home_option = click.option("--home", type=_FOLDER, envvar="COVEY_HOME", required=True, help="The server's home.")
 
@@ -50,9 +54,7 @@ def add(
       covey device add pi --count 20 --home home --expires 12h
     """
     server = open_server(home)
-    operator = open_operator(ophome or Path(server.settings.operator_home))
-    if operator.public_key != server.operator_key:
-        raise ConfigError(f"{operator.path}: not the operator of {home}")
+    operator = _operator_of(server, ophome)
     if count < 1:
         raise ConfigError(f"--count {count}: at least 1")
     seconds = _seconds(expires)
@@ -66,6 +68,7 @@ def add(
     taken = sorted(known.intersection(names))
     if taken:
         raise ConfigError(f"already in the fleet: {', '.join(taken)}")
+    newest = read_kept(operator)
     files = []
     for one in names:
         bundle = operator.provision(
@@ -74,10 +77,12 @@ def add(
             seconds=seconds,
             delegation=server.delegation,
             broker=server.broker_for_devices(),
+            revocations=newest.signed if newest else b"",
         )
         path = folder / f"{one}.bundle"
         replace(path, provisioning.encode(bundle).encode() + b"\n", PRIVATE)
-        store.invite(one, profile, int(time.time()) + seconds if seconds else 0)
+        not_after = int(time.time()) + seconds if seconds else 0
+        store.invite(one, profile, not_after, identity.token_id(bundle.token))
         files.append(str(path))
     if as_json:
         click.echo(json.dumps({"bundles": dict(zip(names, files, strict=True))}))
@@ -88,32 +93,84 @@ def add(
     click.echo(f"  covey-agent enrol {Path(files[0]).name}")
 
 
+@device.command("revoke")
+@click.argument("name")
+@home_option
+@click.option("--operator", "ophome", type=_FOLDER, help="The operator's home, if it has moved since `covey init`.")
+@click.option("--reason", required=True, help="Why, in words; they stay on this server.")
+@click.option(
+    "--category",
+    type=click.Choice(CATEGORIES),
+    default=CATEGORIES[-1],
+    show_default=True,
+    help="Why, in one word that every device can read.",
+)
+def revoke_command(name: str, home: Path, ophome: Path | None, reason: str, category: str) -> None:
+    """Shut a device out for good, or take back a bundle that was not used; its tokens never count again.
+
+    A running `covey serve` publishes the new list within a second, and the next round goes on without the device.
+
+    \b
+    Example:
+      covey device revoke pi-kitchen --home home --reason "left on a train" --category lost
+    """
+    server = open_server(home)
+    operator = _operator_of(server, ophome)
+    store = Store(home / DATABASE_FILE)
+    tokens = [token for token, owner in store.tokens().items() if owner == name]
+    if not tokens:
+        raise ConfigError(f"there is no device {name!r}, and no bundle for it; see `covey device list`")
+    keys = {row.token: row.key for row in store.devices()} | store.pins()
+    additions = [Revocation(token=token, key=keys.get(token, b""), device=name, reason=category) for token in tokens]
+    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    found = revoke(operator, additions, known)
+    for token in tokens:
+        store.note_revoked(token, name, reason)
+    if known is None or known.version < found.version:
+        store.put_revocations(found.version, found.signed, found.body)
+        store.event("revocation", f"{name} is revoked ({category}): {reason}; list {found.version}")
+        click.echo(f"{name} is revoked: list {found.version} with {len(found.entries)} entries")
+    else:
+        click.echo(f"{name} was revoked before: list {found.version}")
+
+
 @device.command("list")
 @home_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(home: Path, as_json: bool) -> None:
-    """List devices that have enrolled, and bundles that were not used yet.
+    """List devices that have enrolled, bundles that were not used yet, and who of them was revoked.
 
     \b
     Example:
       covey device list --home home
     """
-    open_server(home)
+    server = open_server(home)
     store = Store(home / DATABASE_FILE)
-    rows = store.devices()
+    rows, revoked = store.devices(), _revoked(server, store)
     enrolled = {row.name for row in rows}
     invited = [entry for entry in store.invited() if entry[0] not in enrolled]
+    gone = revoked.withdrawn(store.tokens())
     if as_json:
         devices = [
-            {"name": row.name, "status": row.status, "profile": row.profile, "key": row.key.hex(), "seen": row.seen}
+            {
+                "name": row.name,
+                "status": revoked.status(row),
+                "profile": row.profile,
+                "key": row.key.hex(),
+                "seen": row.seen,
+            }
             for row in rows
         ]
-        click.echo(json.dumps({"devices": devices, "invited": [entry[0] for entry in invited]}, indent=2))
+        names = [entry[0] for entry in invited]
+        withdrawn = [name for name in names if name in gone]
+        open_ = [name for name in names if name not in gone]
+        click.echo(json.dumps({"devices": devices, "invited": open_, "withdrawn": withdrawn}, indent=2))
         return
     for row in rows:
-        click.echo(f"{row.name:<24} {row.status:<8} {row.profile:<16} key {short(row.key)}  seen {_ago(row.seen)}")
+        status = revoked.status(row)
+        click.echo(f"{row.name:<24} {status:<9} {row.profile:<16} key {short(row.key)}  seen {_ago(row.seen)}")
     for name, profile, _ in invited:
-        click.echo(f"{name:<24} {'invited':<8} {profile:<16}")
+        click.echo(f"{name:<24} {'withdrawn' if name in gone else 'invited':<9} {profile:<16}")
     if not rows and not invited:
         click.echo("no devices yet; make a bundle with: covey device add NAME")
 
@@ -129,16 +186,17 @@ def show(name: str, home: Path, as_json: bool) -> None:
     Example:
       covey device show pi-kitchen --home home
     """
-    open_server(home)
+    server = open_server(home)
     store = Store(home / DATABASE_FILE)
     row = next((row for row in store.devices() if row.name == name), None)
     if row is None:
         raise ConfigError(f"there is no device {name!r}; see `covey device list`")
     records = (record for task in store.tasks() for record in store.rounds(task.task.name))
     exposed = exposure.count(records).get(name, exposure.Exposure())
+    revoked = _revoked(server, store)
     details = {
         "name": row.name,
-        "status": row.status,
+        "status": revoked.status(row),
         "profile": row.profile,
         "software": row.software,
         "holds": row.holds,
@@ -148,12 +206,50 @@ def show(name: str, home: Path, as_json: bool) -> None:
         "sets": exposed.sets,
         "groupings": exposed.groupings,
         "seen": row.seen,
+        **revoked.details(row),
     }
     if as_json:
         click.echo(json.dumps(details, indent=2))
         return
     for key, value in details.items():
         click.echo(f"{key:<14} {_ago(row.seen) if key == 'seen' else value}")
+
+
+def _operator_of(server: ServerHome, ophome: Path | None) -> OperatorHome:
+    """Open the operator's home that belongs to a server's."""
+    operator = open_operator(ophome or Path(server.settings.operator_home))
+    if operator.public_key != server.operator_key:
+        raise ConfigError(f"{operator.path}: not the operator of {server.path}")
+    return operator
+
+
+@dataclass(frozen=True)
+class _Revoked:
+    """The published list and the operator's words, for people."""
+
+    version: int
+    by_token: dict[bytes, Revocation]
+    words: dict[bytes, str]
+
+    def status(self, row: DeviceRow) -> str:
+        return "revoked" if row.token in self.by_token else row.status
+
+    def details(self, row: DeviceRow) -> dict[str, str | int]:
+        entry = self.by_token.get(row.token)
+        if entry is None:
+            return {}
+        return {"category": entry.reason, "reason": self.words.get(row.token, ""), "list": self.version}
+
+    def withdrawn(self, tokens: dict[bytes, str]) -> set[str]:
+        """Return the names all of whose tokens are revoked."""
+        good = {name for token, name in tokens.items() if token not in self.by_token}
+        return set(tokens.values()) - good
+
+
+def _revoked(server: ServerHome, store: Store) -> _Revoked:
+    found = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    entries = {entry.token: entry for entry in found.entries} if found else {}
+    return _Revoked(found.version if found else 0, entries, store.revoked())
 
 
 def _seconds(text: str) -> int:

@@ -33,6 +33,7 @@ from covey_aggregator.resume import (
     spool_label,
     words_again,
 )
+from covey_aggregator.revocations import RevocationDesk
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
 from covey_aggregator.spool import SECRET_BYTES, Spool
@@ -94,6 +95,7 @@ class Coordinator:
     ) -> None:
         self._home, self._store, self._entropy, self._wall = home, store, entropy, wall_clock
         self._trust: Trust = home.trust(store.pins())
+        self.revocations = RevocationDesk(self._trust, store)
         self.registry = Registry(self._trust, store)
         self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
@@ -184,6 +186,8 @@ class Coordinator:
         """
         if self.run is None:
             raise StaleError(f"masked vector of {device!r}: no round is open", cause="stage")
+        if not self.registry.knows(device):  # revoked since it signed for the vector
+            raise StaleError(f"masked vector of {device!r}, who is not known", cause="unknown-device")
         return self._guard(self.run.vector(device, blob, now)) + self._after(now)
 
     def tick(self, now: float) -> list[Effect]:
@@ -194,6 +198,30 @@ class Coordinator:
         if self.run is not None:
             effects += self._guard(self.run.tick(now))
         return effects + self._after(now)
+
+    def poll(self, now: float) -> list[Effect]:
+        """Take up what other processes have left in the store: a newer revocation list.
+
+        Raises:
+            PeerError: What they left is not the operator's.
+        """
+        before = self._trust.revocations.held
+        effects: list[Effect] = [*self.revocations.poll()]
+        if self._trust.revocations.held == before:
+            return effects
+        gone = self.registry.drop_revoked()
+        if gone:
+            effects.append(Note("revoked", f"revoked by the operator: {', '.join(sorted(gone))}"))
+        if self._epoch is not None and self._epoch.lists(gone):  # no group is drawn from a list that names them
+            self._end_run(list(self._store.words()))
+            self._machine.advance("failed")
+        if self.run is not None:
+            effects += self._guard(self.run.new_list(now))
+        return effects + self._after(now)
+
+    def blob(self, digest: bytes) -> bytes | None:
+        """Return a blob that devices may ask for."""
+        return self.models.serve(digest) or self.revocations.serve(digest)
 
     def summed(
         self, group: str, mean: GroupMean | None, reason: str, now: float, culprits: Sequence[str] = ()
@@ -469,6 +497,7 @@ class Coordinator:
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=self._windows(task),
             sealing_key=public_key(spool.secret),
+            revocations=self._trust.revocations.held,
         )
         body = write(manifest)
         opened = OpenRound(task.name, running.round, running.attempt, manifest, manifest_digest(body))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nacl.signing import SigningKey
 
@@ -68,6 +68,10 @@ class EpochRun(Recorded):
             for name in names
         }
         self.published: list[Publish] = []
+
+    def lists(self, devices: Iterable[str]) -> bool:
+        """Say whether any of some devices is listed."""
+        return not self._opening_of.keys().isdisjoint(devices)
 
     def start(self, now: float) -> list[Effect]:
         """Publish the lists."""

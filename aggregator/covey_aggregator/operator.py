@@ -54,7 +54,16 @@ class OperatorHome:
         """Return the policy as devices get it."""
         return sign_policy(self.policy, self.key, self.fleet)
 
-    def provision(self, device: str, *, profile: str, seconds: int, delegation: bytes, broker: Broker) -> Provisioning:
+    def provision(
+        self,
+        device: str,
+        *,
+        profile: str,
+        seconds: int,
+        delegation: bytes,
+        broker: Broker,
+        revocations: bytes = b"",
+    ) -> Provisioning:
         """Make a one-time token for a device and everything that goes with it.
 
         Args:
@@ -63,6 +72,7 @@ class OperatorHome:
             seconds: How long the token is good for; 0 for ever.
             delegation: The aggregator's.
             broker: Where to connect.
+            revocations: The signed head of the newest revocation list, if there is one.
 
         Raises:
             ConfigError: The name cannot stand in a topic.
@@ -83,6 +93,7 @@ class OperatorHome:
             delegation=delegation,
             policy=self.signed_policy(),
             broker=broker,
+            revocations=revocations,
         )
 
 

@@ -36,6 +36,8 @@ class Registry:
     def __init__(self, trust: Trust, store: Store) -> None:
         self._trust, self._store = trust, store
         self._rows = {row.name: row for row in store.devices()}
+        self._gone: set[str] = set()
+        self.drop_revoked()
         self.sequences = {row.name: row.sequence for row in self._rows.values()}
 
     def state(self, device: str, data: bytes, now: float) -> Seen:
@@ -59,6 +61,9 @@ class Registry:
         context = Context(fleet=self._trust.fleet, kind=topics.STATE, sender=device)
         envelope.verify(message, context, who.key)
         self._trust.pins.check(who)
+        self._trust.check_member(device, who.key, who.token)
+        if device in self._gone:
+            raise RefusedError(f"{device!r} was revoked; its name is not given again", cause="revoked")
         known = self._rows.get(device)
         if known is not None and known.key != who.key:
             raise RefusedError(
@@ -85,6 +90,14 @@ class Registry:
         self._rows[device] = row
         arrived = state.status == "online" and (known is None or known.status != "online")
         return Seen(device, state.status, known is None, arrived)
+
+    def drop_revoked(self) -> list[str]:
+        """Know devices that the operator has revoked no longer; return who was dropped."""
+        gone = [name for name, row in self._rows.items() if self._trust.revoked(row.key, row.token) is not None]
+        for name in gone:
+            del self._rows[name]
+        self._gone.update(gone)
+        return gone
 
     def knows(self, device: str) -> bool:
         """Whether a device has ever shown a valid identity."""

@@ -23,7 +23,7 @@ from covey_protocol.digest import digest
 from covey_protocol.effects import Effect, Publish
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
-from covey_protocol.errors import CoveyError
+from covey_protocol.errors import CoveyError, MalformedError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Abort, Close, Delta, Manifest
 from covey_protocol.payload import read, write
@@ -62,6 +62,7 @@ class Rebuilder:
         entries = self.journal.entries()
         try:
             manifest = read(Manifest, head.manifest)
+            self._check_list(manifest)
             kept = Spool.reopen(self.spools, spool_label(head.task, head.round, head.attempt))
         except CoveyError as error:
             raise JournalError(f"its journal is of no use: {error}") from error
@@ -88,8 +89,17 @@ class Rebuilder:
         opened = open_message(run.opened, head.manifest, self.home)
         return run, [opened, *again, *run.expecting()]
 
+    def _check_list(self, manifest: Manifest) -> None:
+        """Refuse a round under an older revocation list: who was in it may be revoked by now."""
+        held = self.trust.revocations.held
+        if manifest.revocations != held:
+            raise MalformedError(f"it is under revocation list {manifest.revocations}, and {held} has come since")
+
     def epoch(self, head: EpochHead, now: float, wall: float) -> tuple[EpochRun, list[Effect]]:
         """Return the epoch's opening as it was, and what to say again; arguments and errors as for ``round``."""
+        revoked = sorted(name for name, key in head.members.items() if self.trust.revoked(key) is not None)
+        if revoked:
+            raise JournalError(f"its list names {', '.join(revoked)}, revoked since")
         entries = self.journal.entries()
         run = self.new_epoch(head, now - _elapsed(head, entries, wall))
         again = run.replay(entries)

@@ -219,6 +219,16 @@ class RoundRun(Recorded):
         """Return the devices that are proven to have dealt bad shares."""
         return {dealer for group in self.groups.values() for dealer, _ in group.complaints.bad} | self.culprits
 
+    def new_list(self, now: float) -> list[Effect]:
+        """Hear that the operator's revocation list is a newer one; see ``GroupRound.new_list``.
+
+        Not in the journal: a round under an older list is not gone on with after a restart.
+        """
+        at = now - self.started
+        effects = [effect for group in self.groups.values() for effect in group.new_list(at)]
+        self._note_stages(at)
+        return effects
+
     def to_sum(self) -> list[str]:
         """Return the groups whose sum can be made and is not being made yet, and note them as being summed."""
         ready = [

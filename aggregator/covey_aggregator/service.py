@@ -179,7 +179,7 @@ class Service:
             raise StaleError(f"{device!r} asks for a blob and has not shown an identity", cause="unknown-device")
         context = Context(fleet=self._home.fleet, kind=topics.WANT, sender=device)
         want = read(Want, open_signed(payload, context, self.coordinator.registry.key(device)))
-        blob = self.coordinator.models.serve(want.digest)
+        blob = self.coordinator.blob(want.digest)
         if blob is None:
             raise RefusedError(f"{device!r} asks for a blob that is not served", cause="want")
         for data in self._downloads.answer(device, want, blob, self._piece_bytes, now):
@@ -193,6 +193,7 @@ class Service:
                 if now - polled >= _POLL:
                     polled = now
                     self._carry(self._stop_if_asked())
+                    self._carry(self.coordinator.poll(now))
                 if self.link.connected.is_set():
                     self._follow_connection(now)
                     self._carry(self.coordinator.tick(now))
@@ -287,6 +288,7 @@ class Service:
         """Say again what stands, if the broker has forgotten sessions and retained messages; twice harms nobody."""
         if session_present or self.link.connections <= 1:
             return
+        self.coordinator.revocations.again()
         log.info("the broker has lost the session; %d messages are published again", len(self._standing))
         for topic, (data, retain) in list(self._standing.items()):
             self._publish_pieces(topic, data, topics.kind_of(topic), retain)

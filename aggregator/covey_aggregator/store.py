@@ -48,6 +48,11 @@ CREATE TABLE rounds (
 );
 CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, cause TEXT NOT NULL, text TEXT NOT NULL);
 """
+_REVOCATION = """
+CREATE TABLE tokens (token BLOB PRIMARY KEY, name TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE revocations (version INTEGER PRIMARY KEY, head BLOB NOT NULL, entries BLOB NOT NULL);
+CREATE TABLE revoked (token BLOB PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
+"""
 # One text for every version of the schema: a file is brought up to date by those that it has not seen.
 _SCHEMAS = (
     _FIRST,
@@ -62,6 +67,7 @@ CREATE TABLE words (position INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NO
     retain INTEGER NOT NULL
 );
 """,
+    _REVOCATION,
 )
 
 
@@ -200,13 +206,44 @@ class Store:
         """Bind a token to a key; the first binding stays."""
         self._change("INSERT OR IGNORE INTO pins VALUES (?, ?)", token, key)
 
-    def invite(self, name: str, profile: str, not_after: int) -> None:
-        """Remember that a provisioning bundle was made."""
-        self._change("INSERT OR REPLACE INTO invited VALUES (?, ?, ?, ?)", name, profile, time.time(), not_after)
+    def invite(self, name: str, profile: str, not_after: int, token: bytes) -> None:
+        """Remember that a provisioning bundle was made, and the digest of its token."""
+        with self.together():
+            self._change("INSERT OR REPLACE INTO invited VALUES (?, ?, ?, ?)", name, profile, time.time(), not_after)
+            self._change("INSERT OR IGNORE INTO tokens VALUES (?, ?, ?)", token, name, time.time())
 
     def invited(self) -> list[tuple[str, str, int]]:
         """Return name, profile and expiry of every bundle made."""
         return list(self._do("SELECT name, profile, not_after FROM invited ORDER BY name"))
+
+    # Revocation
+
+    def tokens(self) -> dict[bytes, str]:
+        """Return every token that was issued or seen, and the name that it is for."""
+        return dict(self._do("SELECT token, name FROM tokens UNION SELECT token, name FROM devices"))
+
+    def revocations_version(self) -> int:
+        """Return the version of the list that is here, 0 for none."""
+        return int(self._do("SELECT COALESCE(MAX(version), 0) FROM revocations")[0][0])
+
+    def revocations(self) -> tuple[bytes, bytes] | None:
+        """Return the newest list: its signed head and its entries."""
+        rows = self._do("SELECT head, entries FROM revocations ORDER BY version DESC LIMIT 1")
+        return (bytes(rows[0][0]), bytes(rows[0][1])) if rows else None
+
+    def put_revocations(self, version: int, head: bytes, entries: bytes) -> None:
+        """Keep a list in place of older ones."""
+        with self.together():
+            self._change("INSERT OR REPLACE INTO revocations VALUES (?, ?, ?)", version, head, entries)
+            self._change("DELETE FROM revocations WHERE version < (SELECT MAX(version) FROM revocations)")
+
+    def note_revoked(self, token: bytes, name: str, reason: str) -> None:
+        """Keep the operator's words; the published list holds a category only."""
+        self._change("INSERT OR IGNORE INTO revoked VALUES (?, ?, ?, ?)", token, name, reason, time.time())
+
+    def revoked(self) -> dict[bytes, str]:
+        """Return the words by token."""
+        return dict(self._do("SELECT token, reason FROM revoked"))
 
     # Tasks
 

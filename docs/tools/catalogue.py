@@ -31,6 +31,7 @@ from covey_protocol.messages import (
     Opening,
     Reveal,
     RevealedShares,
+    RevocationHead,
     Roster,
     Shares,
     State,
@@ -79,9 +80,9 @@ class Entry:
     @property
     def address(self) -> str:
         """The topic with its parameters in braces."""
-        if self.way == "pub":
-            return f"{topics.ROOT}/{{fleet}}/pub/{self.kind}/{{{self.id}}}"
         end = f"/{{{self.id}}}" if self.id else ""
+        if self.way == "pub":
+            return f"{topics.ROOT}/{{fleet}}/pub/{self.kind}{end}"
         return f"{topics.ROOT}/{{fleet}}/dev/{{device}}/{self.way}/{self.kind}{end}"
 
     @property
@@ -209,6 +210,15 @@ CATALOGUE = (
         place="round",
     ),
     Entry("pub", topics.CLOSE, Close, "The round's end: the new model and how to reach it.", id="task", place="round"),
+    Entry(
+        *(
+            "pub",
+            topics.REVOCATIONS,
+            RevocationHead,
+            "Signed by the operator: version and digest of the newest revocation list.",
+        ),
+        retained=True,
+    ),
     Entry("pub", topics.BLOB, None, "A bundle or model step for everybody, in pieces.", id="digest"),
 )
 

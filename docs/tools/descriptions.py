@@ -5,7 +5,9 @@ from __future__ import annotations
 DESCRIPTIONS = {
     # covey.yaml
     "ServerSettings.fleet": "The fleet's name. It stands in topics and in every signature.",
-    "ServerSettings.operator_home": "Where `covey device add` looks for the operator's home; a path, never a key.",
+    "ServerSettings.operator_home": (
+        "Where `covey device add` and `revoke` look for the operator's home; a path, never a key."
+    ),
     "ServerSettings.broker": "The MQTT broker.",
     "ServerSettings.log_level": "How much is logged.",
     # operator.yaml

@@ -121,6 +121,10 @@ class DeviceRound:
             raise RefusedError(
                 f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"
             )
+        known = self._trust.revocations
+        known.check_manifest(manifest.revocations)
+        known.check_named(manifest.revocations, "the manifest")
+        self._trust.check_member(self.name, bytes(self._key.verify_key), identity.token_id(self._chain.token))
         self._ledger.check_round(self.opened.task, self.opened.round, self.opened.attempt)
         self._ledger.check_model(manifest.model.digest)
         self._ledger.check_exposure(self._trust.policy.exposure_max)
@@ -133,7 +137,7 @@ class DeviceRound:
             self_mask=masking.self_mask_commitment(secrets.self_mask),
             sequence=sequence,
             chain=self._chain,
-            revocations=manifest.revocations,
+            revocations=known.held,
         )
         self._secrets = secrets
         self._join = self._sign(topics.JOIN, body, self._grouping.digest())

@@ -24,7 +24,7 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
 from covey_protocol.messages import Commitment, Commitments, EpochList, Groups, Opening
 from covey_protocol.payload import read, write
-from covey_protocol.policy import Policy
+from covey_protocol.roster import Trust
 
 
 class Stage(StrEnum):
@@ -53,11 +53,9 @@ class EpochMember:
     """One device through all of its epochs.
 
     Args:
-        fleet: Fleet name.
+        trust: What enrolment gave it.
         device: This device's name.
         key: Its signing key.
-        aggregator_key: The delegated key that lists and groups must be signed with.
-        policy: The operator's policy.
         entropy: Source of uniform bytes.
         remembered: What earlier ``Remember`` effects stored, by key.
     """
@@ -65,17 +63,14 @@ class EpochMember:
     def __init__(
         self,
         *,
-        fleet: str,
+        trust: Trust,
         device: str,
         key: SigningKey,
-        aggregator_key: bytes,
-        policy: Policy,
         entropy: Callable[[int], bytes],
         remembered: dict[str, bytes] | None = None,
     ) -> None:
         stored = remembered or {}
-        self._fleet, self._device, self._key = fleet, device, key
-        self._aggregator_key, self._policy, self._entropy = aggregator_key, policy, entropy
+        self._trust, self._device, self._key, self._entropy = trust, device, key, entropy
         self._machine = Machine(TABLE, Stage.WAITING, f"epoch of {device}")
         self._mark = (0, 0)  # newest (epoch, attempt) that this device has committed in
         if EPOCH_KEY in stored:
@@ -115,7 +110,7 @@ class EpochMember:
         if kind != topics.EPOCH and (message.round, message.attempt) != self._mark:
             raise StaleError(f"{kind} for epoch {message.round}.{message.attempt}, not {self._mark}", cause="stage")
         context = self._context(kind, AGGREGATOR, roster, message.round, message.attempt)
-        return envelope.verify(message, context, self._aggregator_key)
+        return envelope.verify(message, context, self._trust.aggregator_key)
 
     def _opening(self) -> Remember:
         """Return the mark by which an opening can be gone on with after a restart."""
@@ -146,7 +141,7 @@ class EpochMember:
         self._machine = Machine(TABLE, stage, f"epoch of {self._device}")
 
     def _context(self, kind: str, sender: str, roster: bytes, epoch: int, attempt: int) -> Context:
-        return Context(fleet=self._fleet, kind=kind, sender=sender, round=epoch, attempt=attempt, roster=roster)
+        return Context(fleet=self._trust.fleet, kind=kind, sender=sender, round=epoch, attempt=attempt, roster=roster)
 
     def _on_list(self, data: bytes) -> list[Effect]:
         message = envelope.parse(data)
@@ -157,13 +152,15 @@ class EpochMember:
         names = [member.device for member in members.members]
         if names != sorted(set(names)):
             raise RefusedError("the epoch's list is not in the order of its names, or repeats one", cause="list")
-        if len(names) < self._policy.list_min:
+        if len(names) < self._trust.policy.list_min:
             raise RefusedError(
-                f"the epoch's list has {len(names)} members, the policy asks for {self._policy.list_min}",
+                f"the epoch's list has {len(names)} members, the policy asks for {self._trust.policy.list_min}",
                 cause="list",
             )
         if any(epochs.shard_of(name, members.shard_bits) != members.shard for name in names):
             raise RefusedError("the epoch's list holds devices of another shard", cause="list")
+        for member in members.members:
+            self._trust.check_member(member.device, member.key)
         mine = [member for member in members.members if member.device == self._device]
         if not mine:
             raise StaleError("the epoch's list does not name this device", cause="not-listed")
@@ -190,7 +187,7 @@ class EpochMember:
             raise RefusedError("a commitment of a device that the list does not name", cause="commitments")
         if commitments.get(self._device) != epochs.commitment(self._value, self._device):
             raise RefusedError("this device's commitment is missing or was changed", cause="commitments")
-        if len(commitments) < self._policy.list_min:
+        if len(commitments) < self._trust.policy.list_min:
             raise RefusedError(f"only {len(commitments)} devices committed", cause="commitments")
         self._commitments = commitments
         digest = epochs.commitments_digest(self._list_digest, commitments)

@@ -47,6 +47,7 @@ from covey_protocol.unmasking import Revealed, check_reveal, unmask_sum
 
 COMPLAINING = frozenset({GroupStage.MASKING, GroupStage.SIGNING, GroupStage.UNMASKING})
 """From the moment at which members have their shares to the moment at which the shares are needed."""
+_LAST_JOINS = 5.0  # seconds, for joins that are on their way when nobody else will join
 
 
 class GroupRound:
@@ -97,6 +98,7 @@ class GroupRound:
         self.causers: frozenset[str] = frozenset()
         self.complaints = ComplaintBook()
         self.revealers: frozenset[str] = frozenset()
+        self._drop_revoked()
 
     @property
     def stage(self) -> GroupStage:
@@ -329,6 +331,30 @@ class GroupRound:
             self._joins.pop(name, None)
         self.declined[name] = decline.reason
         return [Note("declined", f"{name} leaves group {self.grouping.group}: {decline.cause}: {decline.reason}")]
+
+    def new_list(self, now: float) -> list[Effect]:
+        """Hear that the operator's revocation list is a newer one, and go on without members whom it names.
+
+        Before the roster their joins are dropped; behind it they count like members that fell silent, so a vector that
+        has arrived stays in the sum. Joins are waited for no longer than those on their way need: whoever has seen the
+        newer list refuses this round's manifest.
+        """
+        if self.stage is GroupStage.JOINING:
+            self.deadline = min(self.deadline, now + _LAST_JOINS)
+        gone = [] if self.finished else self._drop_revoked()
+        if not gone:
+            return []
+        note = Note("revoked", f"group {self.grouping.group} goes on without {', '.join(gone)}, revoked meanwhile")
+        return [note, *self._go_on(now)]
+
+    def _drop_revoked(self) -> list[str]:
+        revoked = [name for name, key in self.grouping.members if self._trust.revoked(key) is not None]
+        gone = [name for name in revoked if name not in self.declined]
+        for name in gone:
+            self.declined[name] = "revoked"
+            if self.roster is None:
+                self._joins.pop(name, None)
+        return gone
 
     def _publish_roster(self) -> list[Effect]:
         limits = self.opened.manifest

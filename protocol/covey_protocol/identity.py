@@ -152,7 +152,14 @@ class PinnedKeys:
     """Which key each token has been seen with; the first one stays."""
 
     def __init__(self, pins: dict[bytes, bytes] | None = None) -> None:
-        self._pins = dict(pins or {})
+        self._pins: dict[bytes, bytes] = {}
+        self._tokens: dict[bytes, list[bytes]] = {}
+        for token, key in (pins or {}).items():
+            self._bind(token, key)
+
+    def tokens_of(self, key: bytes) -> list[bytes]:
+        """Return the tokens that a key was seen with."""
+        return self._tokens.get(key, [])
 
     def check(self, identity: DeviceIdentity) -> None:
         """Raise RefusedError, naming both keys, if this token is already bound to another key."""
@@ -167,7 +174,12 @@ class PinnedKeys:
     def pin(self, identity: DeviceIdentity) -> None:
         """Bind token to key, after ``check``."""
         self.check(identity)
-        self._pins[identity.token] = identity.key
+        self._bind(identity.token, identity.key)
+
+    def _bind(self, token: bytes, key: bytes) -> None:
+        if token not in self._pins:
+            self._pins[token] = key
+            self._tokens.setdefault(key, []).append(token)
 
 
 def _check_expiry(what: str, not_after: int, now: int | None) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 from covey_protocol.digest import short
 from covey_protocol.effects import Remember
-from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.errors import LocalError, MalformedError, RefusedError, StaleError
+from covey_protocol.revocation import Revocations
 
 _SEQUENCE = "sequence"
+_HEAD, _LIST, _LIST_VERSION = "revocations/head", "revocations/list", "revocations/version"
 
 
 class DeviceLedger:
@@ -20,10 +22,22 @@ class DeviceLedger:
 
     Args:
         rows: What was stored under each key.
+
+    Raises:
+        LocalError: The revocation list among them is damaged.
+
+    Attributes:
+        revocations: The operator's list as this device knows it.
     """
 
     def __init__(self, rows: Mapping[str, bytes] | None = None) -> None:
         self._rows = dict(rows or {})
+        self.revocations = Revocations()
+        if _HEAD in self._rows:
+            try:
+                self.revocations.restore(self._rows[_HEAD], self._number(_LIST_VERSION), self._rows.get(_LIST, b""))
+            except MalformedError as error:
+                raise LocalError(f"the stored revocation list is damaged: {error}", cause="store") from error
 
     def _remember(self, key: str, value: bytes) -> Remember:
         self._rows[key] = value
@@ -141,6 +155,17 @@ class DeviceLedger:
     def pins(self) -> dict[bytes, bytes]:
         """Return the keys that peers' tokens were seen with."""
         return {bytes.fromhex(key[4:]): value for key, value in self._rows.items() if key.startswith("pin/")}
+
+    def take_revocations(self, head: bytes, *, operator_key: bytes, fleet: str) -> list[Remember]:
+        """Take a REVOCATIONS message; its version counts as seen from now on; errors as ``Revocations.take_head``."""
+        newer = self.revocations.take_head(head, operator_key=operator_key, fleet=fleet)
+        return [self._remember(_HEAD, head)] if newer else []
+
+    def take_revoked(self, entries: bytes) -> list[Remember]:
+        """Take the entries that the newest head names; errors as ``Revocations.take_list``."""
+        self.revocations.take_list(entries)
+        version = str(self.revocations.held).encode()
+        return [self._remember(_LIST, entries), self._remember(_LIST_VERSION, version)]
 
     def _round(self, task: str) -> tuple[int, int]:
         round_, _, attempt = self._rows.get(f"round/{task}", b"0.0").decode().partition(".")

@@ -154,8 +154,17 @@ class Manifest(Payload, frozen=True, kw_only=True):
     revocations: Count = 0
 
 
+class RevocationHead(Payload, frozen=True, kw_only=True):
+    """REVOCATIONS, retained and signed by the operator: the newest version of the list, and its entries by name."""
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    entries: Blob
+
+
 class Join(Payload, frozen=True, kw_only=True):
     """JOIN: a device takes part, with keys made for this round only.
+
+    ``revocations`` is the version of the revocation list that it holds: whoever holds an older one was denied it.
 
     ``manifest`` is the digest of the OPEN payload it saw: members who were shown different manifests notice it in the
     roster. ``sequence`` never repeats on a device, so a key pair is never used twice, not even by a restored disk.

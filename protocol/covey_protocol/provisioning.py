@@ -17,6 +17,7 @@ from covey_protocol import identity
 from covey_protocol.errors import MalformedError, SignatureError
 from covey_protocol.payload import Key, Name, Payload, prepare, read, write
 from covey_protocol.policy import verify_policy
+from covey_protocol.revocation import verify_head
 
 PREFIX = "covey-bundle-1:"
 _MAX_TEXT = 64 * 1024
@@ -51,12 +52,13 @@ class Provisioning(Payload, frozen=True, kw_only=True):
     delegation: Certificate
     policy: Certificate
     broker: Broker
+    revocations: Certificate = b""  # head of the newest list, so that no server can show a new device an older one
 
     def __repr__(self) -> str:
         return f"Provisioning(fleet={self.fleet!r}, device={self.device!r})"
 
     def check(self, now: int | None = None) -> None:
-        """Check that token, delegation and policy are the operator's and fit together.
+        """Check that token, delegation, policy and list of revocations are the operator's and fit together.
 
         Raises:
             SignatureError: One of them does not hold, or has expired.
@@ -69,6 +71,8 @@ class Provisioning(Payload, frozen=True, kw_only=True):
             raise SignatureError("the bundle's secret does not belong to its token", cause="chain")
         identity.verify_delegation(self.delegation, operator_key=self.operator_key, fleet=self.fleet, now=now)
         verify_policy(self.policy, operator_key=self.operator_key, fleet=self.fleet)
+        if self.revocations:
+            verify_head(self.revocations, operator_key=self.operator_key, fleet=self.fleet)
 
 
 def encode(provisioning: Provisioning) -> str:

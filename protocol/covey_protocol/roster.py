@@ -8,7 +8,7 @@ manifest as one's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from covey_protocol import cbor, envelope, identity, masking, topics
 from covey_protocol.digest import content_digest, digest, short
@@ -19,6 +19,7 @@ from covey_protocol.identity import AGGREGATOR, PinnedKeys
 from covey_protocol.messages import Join, Manifest, Roster
 from covey_protocol.payload import read
 from covey_protocol.policy import Policy
+from covey_protocol.revocation import Revocation, Revocations
 from covey_protocol.thresholds import accepted_min, threshold
 
 PAIR = "pair"
@@ -34,6 +35,7 @@ class Trust:
         aggregator_key: The delegated Ed25519 public key.
         policy: The operator's floors.
         pins: Tokens and the keys they were seen with.
+        revocations: What is known of the operator's revocation list.
     """
 
     fleet: str
@@ -41,6 +43,28 @@ class Trust:
     aggregator_key: bytes
     policy: Policy
     pins: PinnedKeys
+    revocations: Revocations = field(default_factory=Revocations)
+
+    def revoked(self, key: bytes, *tokens: bytes) -> Revocation | None:
+        """Return the entry of the revocation list that a device falls under, if there is one.
+
+        Args:
+            key: Its key; the tokens that it was seen with count too.
+            tokens: Its token, where it is shown now.
+        """
+        return self.revocations.find(key, [*tokens, *self.pins.tokens_of(key)])
+
+    def check_member(self, name: str, key: bytes, *tokens: bytes) -> None:
+        """Refuse a device that the operator has revoked; arguments as in ``revoked``.
+
+        Raises:
+            RefusedError: Its key or one of its tokens is on the list.
+        """
+        found = self.revoked(key, *tokens)
+        if found is not None:
+            raise RefusedError(
+                f"{name!r} was revoked ({found.reason}), says list {self.revocations.held}", cause="revoked"
+            )
 
 
 @dataclass(frozen=True)
@@ -163,12 +187,20 @@ def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, groupin
     if keys.get(name) != who.key:
         raise RefusedError(f"{name!r} joined with a key that is not the epoch's", cause="key")
     trust.pins.check(who)
+    trust.check_member(name, who.key, who.token)
     envelope.verify(message, opened.context(trust.fleet, topics.JOIN, name, grouping.digest()), who.key)
     if join.manifest != opened.digest:
         raise RefusedError(
             f"{name!r} was shown manifest {short(join.manifest)}, we were shown {short(opened.digest)}",
             cause="manifest",
         )
+    if join.revocations < opened.manifest.revocations:
+        raise RefusedError(
+            f"{name!r} joined with revocation list {join.revocations}; "
+            f"the manifest names {opened.manifest.revocations}",
+            cause="revocations",
+        )
+    trust.revocations.check_named(join.revocations, f"the join of {name!r}")
     masking.check_public_key(join.mask_key, f"masking key of {name!r}")
     masking.check_public_key(join.share_key, f"sharing key of {name!r}")
     return Member(place, name, who.key, who.token, join)

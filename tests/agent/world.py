@@ -54,8 +54,8 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.messages import Blob, Close, Delta, Have, State, Want
 from covey_protocol.payload import Payload, read, write
-from covey_protocol.policy import Policy
 from covey_protocol.prg import Ring
+from covey_protocol.revocation import Revocations
 from covey_protocol.ring import Metrics
 from covey_protocol.roster import read_open
 from covey_protocol.round_table import DeviceStage, GroupStage
@@ -143,14 +143,13 @@ class Peer:
     """Another device: the bare state machines."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.key, self.trust = name, signing_key(name), make_trust()
+        self.name, self.key = name, signing_key(name)
         self.ledger, self.entropy = DeviceLedger(), Entropy(name)
+        self.trust = make_trust(revocations=self.ledger.revocations)
         self.epoch = EpochMember(
-            fleet=FLEET,
+            trust=self.trust,
             device=name,
             key=self.key,
-            aggregator_key=bytes(SERVER.verify_key),
-            policy=Policy(),
             entropy=self.entropy,
         )
         self.round: DeviceRound | None = None
@@ -188,6 +187,7 @@ class World:
         wants: The blobs it asked for.
         serves: Whether they are sent.
         tamper: Called with topic and payload of everything that goes to the agent; returns what arrives.
+        revocations: What the aggregator knows of the operator's list.
         drop: Kinds that never reach the aggregator, with ``/`` for pieces of a transfer.
         on_heard: Called with kind and payload the moment the agent says something.
     """
@@ -216,6 +216,7 @@ class World:
         self.opening: ShardOpening | None = None
         self.group: GroupRound | None = None
         self.sequences: dict[str, int] = {}
+        self.revocations = Revocations()
         self._queue: deque[Callable[[], None]] = deque()
         self._incoming: dict[bytes, Reassembler] = {}
         self._due = False
@@ -346,7 +347,7 @@ class World:
         data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields), round_, attempt, task=task)
         opened = read_open(data, task, make_trust())
         self.group = GroupRound(
-            trust=make_trust(),
+            trust=make_trust(revocations=self.revocations),
             key=SERVER,
             sealing=(SEALING, opened.manifest.sealing_key),
             grouping=self.grouping,

@@ -17,9 +17,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import yaml
+from click.testing import CliRunner
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
+from covey_aggregator.cli import cli
 from covey_aggregator.combine import combine
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, ServerHome, init_server
@@ -114,16 +116,16 @@ class Device:
         endorsement = identity.endorse(self.secret, home.fleet, name, bytes(self.key.verify_key))
         self.chain = Chain(token=bundle.token, endorsement=endorsement)
         aggregator = bytes(home.key.verify_key)
-        self.trust = Trust(home.fleet, operator.public_key, aggregator, home.policy, PinnedKeys())
+        self.ledger = DeviceLedger()
+        self.trust = Trust(
+            home.fleet, operator.public_key, aggregator, home.policy, PinnedKeys(), self.ledger.revocations
+        )
         self.member = EpochMember(
-            fleet=home.fleet,
+            trust=self.trust,
             device=name,
             key=self.key,
-            aggregator_key=aggregator,
-            policy=home.policy,
             entropy=os.urandom,
         )
-        self.ledger = DeviceLedger()
         self.pending: OpenRound | None = None
         self.round: DeviceRound | None = None
         self.round_class = DeviceRound
@@ -150,6 +152,15 @@ class Device:
             self.ledger.check_round(id, opened.round, opened.attempt)
             self.pending = opened
             return self.sends(self._join())
+        if kind == topics.REVOCATIONS:
+            anchors = self.trust.operator_key, self.trust.fleet
+            self.ledger.take_revocations(data, operator_key=anchors[0], fleet=anchors[1])
+            return []
+        if kind == topics.BLOB:
+            wanted = self.ledger.revocations.wanted
+            if wanted is not None and wanted.digest.hex() == id:
+                self.ledger.take_revoked(data)
+            return self.sends(self._join())
         ours = id in ("", grouping.group if grouping else "") or kind == topics.CLOSE
         if self.round is None or not ours:
             return []
@@ -162,6 +173,8 @@ class Device:
     def _join(self) -> list[Effect]:
         grouping, opened = self.member.grouping, self.pending
         if grouping is None or opened is None or grouping.epoch != opened.manifest.epoch:
+            return []
+        if opened.manifest.revocations > self.ledger.revocations.held:
             return []
         self.pending = None
         self.round = self.round_class(
@@ -232,6 +245,14 @@ class Fleet:
             self.devices[name] = Device(name, self.operator, self.home)
             self.announce(name)
 
+    def revoke(self, name: str, *options: str, taken_up: bool = True) -> None:
+        """Revoke a device as the operator does, and let the aggregator take that up."""
+        arguments = ["device", "revoke", name, "--home", str(self.home.path), "--reason", "a test", *options]
+        answer = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+        if taken_up:
+            self.carry(self.coordinator.poll(self.now))
+
     def announce(self, name: str) -> None:
         """Let a device say that it is there."""
         self.to_server(name, topics.STATE, self.devices[name].state())
@@ -290,6 +311,7 @@ class Fleet:
             else:
                 assert self.now < deadline, f"{self.coordinator.phase}: {self.notes[-5:]}"
                 self.now += 1.0
+                self.carry(self.coordinator.poll(self.now))
                 self.carry(self.coordinator.tick(self.now))
 
     def run_to(self, phase: Phase) -> None:
@@ -316,7 +338,7 @@ class Fleet:
                 if effect.kind == topics.OPEN and effect.data and not again:
                     trust = self.home.trust({})
                     self.opened.append(read_open(effect.data, effect.id, trust))
-                if effect.kind != topics.BLOB:
+                if effect.kind != topics.BLOB or self.coordinator.revocations.serve(bytes.fromhex(effect.id)):
                     for name in self.devices:
                         self._queue.append(partial(self.to_device, name, effect.kind, effect.id, effect.data))
         self._start_jobs()
@@ -333,6 +355,10 @@ class Fleet:
         except PeerError as error:
             self.refused.append((name, error))
             return
+        wanted = device.ledger.revocations.wanted
+        entries = self.coordinator.blob(wanted.digest) if wanted is not None and kind == topics.REVOCATIONS else None
+        if wanted is not None and entries is not None:  # asked for, where they do not come by themselves
+            self._queue.append(partial(self.to_device, name, topics.BLOB, wanted.digest.hex(), entries))
         for send in sends:
             if self.silent_from.get(name) == send.kind:
                 self.silent.add(name)

@@ -23,6 +23,7 @@ from covey_aggregator.registry import Registry
 from covey_aggregator.store import Store
 from covey_protocol import provisioning
 from covey_protocol.policy import Policy, sign_policy
+from covey_protocol.revocation import verify_head
 
 OURS = ("operator", "init", "serve", "events", "device", "task")
 TASK = {"name": "digits", "bundle": "tiny.bundle", "rounds": 2, "clip": 1.0}
@@ -101,7 +102,7 @@ def test_help_has_an_example_of_the_command_itself(run: Run, path: tuple[str, ..
 
 def test_every_command_of_this_package_is_there() -> None:
     assert {" ".join(path) for path in leaves(cli)} >= {
-        *("operator init", "init", "serve", "events", "device add", "device list", "device show"),
+        *("operator init", "init", "serve", "events", "device add", "device revoke", "device list", "device show"),
         *("task start", "task status", "task stop"),
     }
 
@@ -204,6 +205,9 @@ REFUSED: list[tuple[str, str]] = [
     ("device add pi --home home --operator other", "other: not the operator of home"),
     ("device add pi-kitchen --home home", "already in the fleet: pi-kitchen"),
     ("device show nobody --home home", "there is no device 'nobody'"),
+    ("device revoke nobody --home home --reason x", "there is no device 'nobody', and no bundle for it"),
+    ("device revoke pi-kitchen --home home --reason x --operator other", "other: not the operator of home"),
+    ("device revoke pi-kitchen --home nowhere --reason x", "nowhere: no server home"),
     ("task start task.yaml --home nowhere", "nowhere: no server home"),
     ("task start taken.yaml --home home", "there is a task 'taken' already"),
     ("task start small.yaml --home home", "small.yaml: group_size 4: the policy asks for groups of 5"),
@@ -232,6 +236,48 @@ def test_errors_are_one_line_that_names_file_or_field(home: Path, run: Run, argu
     answer = run(*arguments.split())
     assert answer.code == 2
     assert reason in answer.line
+
+
+def test_a_revoked_device_is_shown_as_one(home: Path, run: Run) -> None:
+    enrolled(home, Path("op"))
+    run("device", "add", "pi-attic", "--home", home)
+    run("device", "add", "pi-attic", "--home", home)  # made twice: two tokens
+    run("device", "add", "pi-shed", "--home", home)
+    answer = run("device", "revoke", "pi-kitchen", "--home", home, "--reason", "left on a train", "--category", "lost")
+    assert (answer.code, answer.out) == (0, "pi-kitchen is revoked: list 1 with 1 entries\n")
+    again = run("device", "revoke", "pi-kitchen", "--home", home, "--reason", "left on a train")
+    assert (again.code, again.out) == (0, "pi-kitchen was revoked before: list 1\n")
+    assert run("device", "revoke", "pi-attic", "--home", home, "--reason", "x").out.endswith("list 2 with 3 entries\n")
+    lines = run("device", "list", "--home", home).out.splitlines()
+    assert {line.split()[0]: line.split()[1] for line in lines} == {
+        "pi-kitchen": "revoked",
+        "pi-attic": "withdrawn",
+        "pi-shed": "invited",
+    }
+    listed = json.loads(run("device", "list", "--home", home, "--json").out)
+    assert [device["status"] for device in listed["devices"]] == ["revoked"]
+    assert (listed["invited"], listed["withdrawn"]) == (["pi-shed"], ["pi-attic"])
+    shown = json.loads(run("device", "show", "pi-kitchen", "--home", home, "--json").out)
+    assert (shown["status"], shown["category"], shown["reason"]) == ("revoked", "lost", "left on a train")
+    assert "left on a train" in run("device", "show", "pi-kitchen", "--home", home).out
+    assert "pi-kitchen is revoked (lost): left on a train" in run("events", home).out
+    assert "already in the fleet" in run("device", "add", "pi-kitchen", "--home", home).err
+    run("device", "add", "pi-attic", "--home", home)  # a name that was never used may be given anew
+    assert json.loads(run("device", "list", "--home", home, "--json").out)["invited"] == ["pi-attic", "pi-shed"]
+    bundle = provisioning.decode((home / "bundles" / "pi-attic.bundle").read_text())
+    bundle.check()
+    assert verify_head(bundle.revocations, operator_key=bundle.operator_key, fleet="meadow").version == 2
+
+
+def test_a_revocation_that_was_cut_off_is_finished_by_the_next(home: Path, run: Run) -> None:
+    enrolled(home, Path("op"))
+    store = Store(home / DATABASE_FILE)
+    run("device", "revoke", "pi-kitchen", "--home", home, "--reason", "x")
+    store._do("DELETE FROM revocations")  # the operator has signed, and the power went
+    answer = run("device", "revoke", "pi-kitchen", "--home", home, "--reason", "x")
+    assert answer.out == "pi-kitchen is revoked: list 1 with 1 entries\n"
+    assert store.revocations_version() == 1
+    store.close()
 
 
 @pytest.mark.parametrize("command", ["serve home", "events home", "device list --home home", "task status --home home"])

@@ -66,7 +66,7 @@ def test_everything_outlives_a_restart(path: Path, tmp_path: Path) -> None:
     store.put_device(DEVICE)
     store.put_sequences([("pi", 7)])
     store.pin(b"token", b"key")
-    store.invite("pi-2", "pi-zero-2w", 99)
+    store.invite("pi-2", "pi-zero-2w", 99, b"t" * 32)
     store.add_task(task)
     store.begin_round("digits", 2, 3, b"model")
     store.set_status("digits", "running", "why")
@@ -199,7 +199,7 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(path: Path) -> Non
     assert (store.memory("conduct"), store.memory("nothing")) == (b"two", b"")
     store.close()
     with sqlite3.connect(path) as database:
-        for table in ("memory", "journal_head", "journal", "words"):
+        for table in ("memory", "journal_head", "journal", "words", "tokens", "revocations", "revoked"):
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version=1")
     for _ in range(2):

@@ -173,6 +173,7 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
         topics.DECLINE,
         topics.HAVE,
         topics.ABORT,
+        topics.REVOCATIONS,
     }
     assert any(name.endswith("covey.db") for name in run.files)
     assert sum("/models/" in name for name in run.files) >= ROUNDS

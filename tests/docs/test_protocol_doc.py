@@ -80,6 +80,9 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger.masked(b"model", b"m")
     ledger.unmasked("digits", b"u")
     ledger.sign_set(b"model", b"set", "1-s-0", b"members", 0)
+    head, entries = rig.revoke("pi-1")
+    ledger.take_revocations(head, operator_key=bytes(rig.OPERATOR.verify_key), fleet=rig.FLEET)
+    ledger.take_revoked(entries)
     heads = {key.partition("/")[0] for key in ledger._rows}
     described = {key.partition("/")[0] for key in re.findall(r"^\| [a-zA-Z ]+ \| `([a-z/{}]+)` \|", PAGE, re.MULTILINE)}
     assert described == heads | {"epoch", "opening", "grouping"}

@@ -33,6 +33,7 @@ from covey_protocol.payload import Payload, write
 from covey_protocol.plan import Plan
 from covey_protocol.policy import Policy
 from covey_protocol.prg import Ring
+from covey_protocol.revocation import Revocation, Revocations, sign_list
 from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import DeviceStage
@@ -83,8 +84,29 @@ def make_chain(name: str, *, fleet: str = FLEET, operator: SigningKey = OPERATOR
     return Chain(token=token, endorsement=identity.endorse(token_key, fleet, name, bytes(signing_key(name).verify_key)))
 
 
-def make_trust(policy: Policy | None = None) -> Trust:
-    return Trust(FLEET, bytes(OPERATOR.verify_key), bytes(SERVER.verify_key), policy or Policy(), PinnedKeys())
+def make_trust(policy: Policy | None = None, revocations: Revocations | None = None) -> Trust:
+    anchors = bytes(OPERATOR.verify_key), bytes(SERVER.verify_key)
+    return Trust(FLEET, *anchors, policy or Policy(), PinnedKeys(), revocations or Revocations())
+
+
+def revocation_of(name: str, *, key: bool = False) -> Revocation:
+    """Return the entry of a rig's device: by its token alone, or with its key."""
+    token = identity.token_id(make_chain(name).token)
+    known = bytes(signing_key(name).verify_key) if key else b""
+    return Revocation(token=token, key=known, device=name, reason="lost")
+
+
+def revoke(*names: str, version: int = 1, key: bool = False) -> tuple[bytes, bytes]:
+    """Return the signed head and the entries of a list that holds some of the rig's devices."""
+    return sign_list([revocation_of(name, key=key) for name in names], version, OPERATOR, FLEET)
+
+
+def knowing(signed: tuple[bytes, bytes], revocations: Revocations | None = None) -> Revocations:
+    """Return what somebody knows who has got a list."""
+    known = revocations or Revocations()
+    known.take_head(signed[0], operator_key=bytes(OPERATOR.verify_key), fleet=FLEET)
+    known.take_list(signed[1])
+    return known
 
 
 def make_manifest(dimension: int, n_max: int = 32, **changes: object) -> Manifest:
@@ -122,6 +144,7 @@ class Rig:
         hold: Called with (way, name, kind); what it says True to goes to ``held`` instead of being carried.
         on_wire: Called with (way, name, kind, data) for everything that is carried; returns the data to carry on.
         ledgers: Of earlier rounds, where there were any.
+        revocations: What the aggregator's side knows of the operator's list.
         wire: Everything carried, in order.
         encoded: Everybody's update in the ring, before it was masked.
     """
@@ -136,6 +159,7 @@ class Rig:
     dies: dict[str, str] = field(default_factory=dict)
     hold: Callable[[str, str, str], bool] = lambda way, name, kind: False
     ledgers: dict[str, DeviceLedger] = field(default_factory=dict)
+    revocations: Revocations = field(default_factory=Revocations)
     round: int = 1
     task: str = TASK
     on_wire: Callable[[str, str, str, bytes], bytes] = lambda way, name, kind, data: data
@@ -149,7 +173,7 @@ class Rig:
         self.ledgers = self.ledgers or {name: DeviceLedger() for name in self.names}
         self.devices = {name: self.make_device(name) for name in self.names}
         self.group = GroupRound(
-            trust=make_trust(self.policy),
+            trust=make_trust(self.policy, self.revocations),
             key=SERVER,
             sealing=(SEALING, crypto_scalarmult_base(SEALING)),
             grouping=self.grouping,
@@ -171,7 +195,7 @@ class Rig:
             name=name,
             key=signing_key(name),
             chain=make_chain(name),
-            trust=make_trust(self.policy),
+            trust=make_trust(self.policy, self.ledgers[name].revocations),
             grouping=self.grouping,
             opened=self.opened,
             ledger=self.ledgers[name],
@@ -336,7 +360,7 @@ def _frozen(value: object) -> object:
     if isinstance(value, Answers | ComplaintBook):
         return _frozen(vars(value))
     if isinstance(value, Trust):
-        return dict(value.pins._pins)
+        return dict(value.pins._pins), value.revocations.seen, value.revocations.held
     if isinstance(value, dict):
         return {key: _frozen(inner) for key, inner in value.items()}
     if isinstance(value, list | set):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
-from tests.protocol.rig import FLEET, SERVER, Entropy, signing_key, snapshot
+from tests.protocol.rig import FLEET, SERVER, Entropy, make_trust, signing_key, snapshot
 
 from covey_protocol import envelope, epoch_member, epochs, topics
 from covey_protocol.effects import Effect, Note, Publish, Remember, Send
@@ -55,6 +55,7 @@ class Hamlet:
             list_min=floor,
             window=WINDOW,
         )
+        self.trusts = {name: make_trust(self.policy) for name in self.names}
         self.devices = {name: self.device(name) for name in self.names}
         self.remembered: dict[str, dict[str, bytes]] = {name: {} for name in self.names}
         self.published: list[Publish] = []
@@ -64,11 +65,9 @@ class Hamlet:
 
     def device(self, name: str, remembered: dict[str, bytes] | None = None) -> EpochMember:
         return EpochMember(
-            fleet=FLEET,
+            trust=self.trusts[name],
             device=name,
             key=signing_key(name),
-            aggregator_key=bytes(SERVER.verify_key),
-            policy=self.policy,
             entropy=Entropy(f"epoch {name}"),
             remembered=remembered,
         )

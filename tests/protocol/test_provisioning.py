@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from tests.protocol.rig import FLEET, OPERATOR, SERVER, make_chain, signing_key
+from tests.protocol.rig import FLEET, OPERATOR, SERVER, make_chain, revoke, signing_key
 
-from covey_protocol import cbor, identity, provisioning
+from covey_protocol import cbor, envelope, identity, provisioning
 from covey_protocol.errors import MalformedError, PeerError, SignatureError
 from covey_protocol.policy import Policy, sign_policy
 from covey_protocol.provisioning import PREFIX, Broker, Provisioning
+from covey_protocol.revocation import sign_list
 
 PASSWORD = "correct horse"
 BUNDLE = Provisioning(
@@ -117,3 +118,23 @@ def test_secrets_are_never_shown() -> None:
     assert "pi-0" in shown
     assert PASSWORD not in shown
     assert repr(BUNDLE.token_secret) not in shown
+
+
+def test_a_bundle_from_before_the_newer_fields_is_read() -> None:
+    fields = msgspec.to_builtins(BUNDLE, builtin_types=(bytes,))
+    del fields["revocations"]
+    policy = {"version": 1, "n_min": 4, "a_min": 0, "list_min": 4, "exposure_max": 0, "clear_updates": False}
+    context = envelope.Context(fleet=FLEET, kind="policy", sender=identity.OPERATOR)
+    fields["policy"] = envelope.sign(cbor.encode(policy), context, OPERATOR)
+    old = provisioning.decode(PREFIX + base64.urlsafe_b64encode(cbor.encode(fields)).decode())
+    old.check()
+    assert old.revocations == b""
+    newer = cbor.encode({**fields, "region": "north"})
+    provisioning.decode(PREFIX + base64.urlsafe_b64encode(newer).decode()).check()
+
+
+def test_a_revocation_list_in_it_has_to_be_the_operators() -> None:
+    msgspec.structs.replace(BUNDLE, revocations=revoke("pi-9")[0]).check()
+    forged = sign_list([], 1, SERVER, FLEET)[0]
+    with pytest.raises(SignatureError):
+        msgspec.structs.replace(BUNDLE, revocations=forged).check()

@@ -100,7 +100,7 @@ def test_part_of_the_group_is_enough(bench: Bench) -> None:
 
 def test_its_digest_covers_all_of_it(bench: Bench) -> None:
     first = bench.check().digest
-    bench.forge("pi-1", revocations=1)
+    bench.forge("pi-1", sequence=2)
     assert bench.check().digest != first
 
 
