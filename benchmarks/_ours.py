@@ -19,8 +19,9 @@ from benchmarks._group import Group
 from benchmarks._inputs import CLIP, fingerprint, group_means, updates
 from benchmarks._worker import serve
 from covey_aggregator.combine import group_mean
-from covey_aggregator.rules import cap_norms
-from covey_aggregator.rules.trimmed_mean import THREADS, trimmed_count, trimmed_mean
+from covey_aggregator.rules import cap_norms, rule
+from covey_aggregator.rules.rows import THREADS
+from covey_aggregator.rules.trimmed_mean import TrimmedMean, trimmed_count, trimmed_mean
 from covey_protocol import __version__, masking, prg, ring, shamir, sharing
 from covey_protocol.cbor import encode
 from covey_protocol.masking import PairParty, RoundSecrets
@@ -186,7 +187,7 @@ class Unmask:
         return {"inputs": fingerprint(self._members.updates), "survivors": len(names)}
 
 
-class TrimmedMean:
+class Trim:
     """The aggregator's trimmed mean of ``groups`` rows, on as many threads as it takes, or on one."""
 
     def __init__(self, groups: int, dimension: int, beta: float, threads: int = THREADS) -> None:
@@ -196,7 +197,7 @@ class TrimmedMean:
         return self._rows
 
     def run(self, rows: Update) -> Update:
-        return trimmed_mean(rows, self._beta, self._threads)
+        return trimmed_mean(rows, trimmed_count(len(rows), self._beta), self._threads)
 
     def check(self, result: Update) -> dict[str, Any]:
         check_trimmed(result, self._rows, self._beta)
@@ -204,7 +205,7 @@ class TrimmedMean:
 
 
 class Combine:
-    """What the aggregator does with its groups' means: stack them, cap their norms, trim."""
+    """What the aggregator does with its groups' means: cap their norms, trim."""
 
     def __init__(self, groups: int, dimension: int, beta: float) -> None:
         self._vectors, self._beta = group_means(groups, dimension), beta
@@ -213,11 +214,29 @@ class Combine:
         return self._vectors
 
     def run(self, vectors: list[Update]) -> Update:
-        return trimmed_mean(cap_norms(vectors), self._beta)
+        return TrimmedMean(beta=self._beta)(cap_norms(vectors), 0)
 
     def check(self, result: Update) -> dict[str, Any]:
         check_trimmed(result, np.stack(self._vectors), self._beta)  # norms this close are not capped
         return {"inputs": fingerprint(self._vectors)}
+
+
+class AnotherRule:
+    """One of the other rules, with its defaults and a tenth of the groups expected to be spoilt."""
+
+    def __init__(self, groups: int, dimension: int, name: str) -> None:
+        self._rows, self._rule = np.stack(group_means(groups, dimension)), rule(name)
+
+    def inputs(self) -> Update:
+        return self._rows
+
+    def run(self, rows: Update) -> Update:
+        return self._rule(rows, len(rows) // 10)
+
+    def check(self, result: Update) -> dict[str, Any]:
+        low, high = self._rows.min(axis=0), self._rows.max(axis=0)
+        assert ((low <= result) & (result <= high)).all()  # as holds here for all; the tests say what each must be
+        return {"inputs": fingerprint(list(self._rows))}
 
 
 class PlainMean:
@@ -251,7 +270,8 @@ WORKS = {
     "mask-step": MaskStep,
     "share": Share,
     "unmask": Unmask,
-    "trimmed-mean": TrimmedMean,
+    "trimmed-mean": Trim,
+    "rule": AnotherRule,
     "combine": Combine,
     "plain-mean": PlainMean,
 }

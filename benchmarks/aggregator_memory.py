@@ -25,7 +25,7 @@ from benchmarks._sum_fleet import SumFleet
 from benchmarks._worker import memory
 from covey_aggregator.combine import Combined, combine
 from covey_aggregator.rules import cap_norms
-from covey_aggregator.rules.trimmed_mean import trimmed_count
+from covey_aggregator.rules.trimmed_mean import TrimmedMean, trimmed_count
 from covey_protocol import __version__, model
 
 GOAL, GOAL_DEVICES, GOAL_PARAMETERS = 1.2e9, 500, 1_000_000
@@ -66,7 +66,7 @@ def carried(fleet: SumFleet, weights: model.Weights) -> list[Row]:
     stages["all groups unmasked"] = float(memory("VmRSS"))
     print("  combining", file=sys.stderr)
     began = time.perf_counter()
-    combined = combine(weights, fleet.run.means, rule_name="trimmed-mean", beta=BETA, evaluator=None)
+    combined = combine(weights, fleet.run.means, rule=TrimmedMean(beta=BETA), contamination=0, evaluator=None)
     seconds["combine"].append(time.perf_counter() - began)
     peak = float(memory("VmHWM"))
     check(fleet, weights, combined)
@@ -85,7 +85,7 @@ def carried(fleet: SumFleet, weights: model.Weights) -> list[Row]:
             "above the start, a group and parameter",
             "x",
             [(peak - stages["before the first vector"]) / len(fleet.members) / len(weights)],
-            note="bytes; a masked sum has 2, its mean 4, and the capped means are another 4",
+            note="bytes; a masked sum has 2, its mean 4, and means above the norm cap another 4",
         ),
         Row("unmask a group", "s", seconds["unmask a group"], note="with the check of its sum"),
         Row("combine", "s", seconds["combine"]),
@@ -95,7 +95,8 @@ def carried(fleet: SumFleet, weights: model.Weights) -> list[Row]:
 def check(fleet: SumFleet, weights: model.Weights, combined: Combined) -> None:
     """Hold some coordinates of the new model against a trimmed mean of the checked means, made the slow way."""
     at = fleet.sampled
-    rows = cap_norms([fleet.run.means[name].update for name in sorted(fleet.run.means)])[:, at].astype(np.float64)
+    capped = cap_norms([fleet.run.means[name].update for name in sorted(fleet.run.means)])
+    rows = np.stack([row[at] for row in capped]).astype(np.float64)
     cut = trimmed_count(len(rows), BETA)
     expected = np.sort(rows, axis=0)[cut : len(rows) - cut].mean(axis=0)
     assert len(combined.delta) == 4 + 2 * len(weights)

@@ -1,4 +1,4 @@
-"""The coordinate-wise trimmed mean, Covey's against Flower's and scipy's: time and memory.
+"""The coordinate-wise trimmed mean, Covey's against Flower's and scipy's, and the other rules: time and memory.
 
 ``./run bench trimmed-mean`` gives all of them the same rows in turns and checks the results. Ours uses two threads, as
 it does in the aggregator, the others one, as they do; ours on one thread stands beside it.
@@ -15,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._compare import Row, Side, arguments, peaks, report, take_turns
 from benchmarks._flower_env import flower_python
+from covey_aggregator.rules import RULES
 
 HERE = Path(__file__).parent
 OURS = Side(sys.executable, HERE / "_ours.py")
 WORK = "trimmed-mean"
+OTHERS = [name for name in RULES if name != WORK]
 WARM = 1000
 
 
@@ -27,7 +29,9 @@ def timed(options: argparse.Namespace, flower: Side | None) -> list[Row]:
 
     def row(name: str, d: int, most: float | None = None, *, work: str = WORK, note: str = "", **turn: Any) -> Row:
         print(f"  {name}", file=sys.stderr)
-        size = {"groups": options.groups, "dimension": d, "beta": options.beta}
+        size: dict[str, Any] = {"groups": options.groups, "dimension": d}
+        if work != "rule":
+            size["beta"] = options.beta
         ours, anchor, facts = take_turns(
             OURS,
             turn.get("against", flower),
@@ -49,7 +53,7 @@ def timed(options: argparse.Namespace, flower: Side | None) -> list[Row]:
             f"all of combining, d = {largest}",
             largest,
             work="combine",
-            note="ours: stack the groups' means, cap their norms, trim; Flower: its trimmed average, which stacks",
+            note="ours: cap the norms of the groups' means, trim; Flower: its trimmed average, which stacks",
         ),
         row(
             f"against a plain mean, d = {largest}",
@@ -60,6 +64,18 @@ def timed(options: argparse.Namespace, flower: Side | None) -> list[Row]:
             note="numpy's mean over the same rows, the bare primitive",
         ),
         *(row(f"against Flower, d = {d}", d) for d in smaller),
+        *(
+            row(
+                f"{name} against a plain mean, d = {largest}",
+                largest,
+                work="rule",
+                ours={"name": name},
+                against=OURS,
+                anchor_work="plain-mean",
+                anchor_size=plain,
+            )
+            for name in OTHERS
+        ),
     ]
 
 
@@ -67,17 +83,31 @@ def memory(options: argparse.Namespace, flower: Side | None) -> list[Row]:
     """Measure the peak above the rows themselves."""
     print("  peak memory", file=sys.stderr)
     d = options.parameters[0]
-    size, warm = ({"groups": options.groups, "dimension": n, "beta": options.beta} for n in (d, WARM))
+    size, warm = ({"groups": options.groups, "dimension": n} for n in (d, WARM))
     repeat = min(options.repeat, 5)
 
     def peak(side: Side | None, work: str, **more: Any) -> list[float]:
         return [] if side is None else peaks(side, work, size | more, repeat=repeat, warm=warm | more)
 
-    theirs = peak(flower, WORK)
+    share = {"beta": options.beta}
+    theirs = peak(flower, WORK, **share)
     return [
-        Row(f"peak memory, d = {d}", "MB", peak(OURS, WORK), theirs, most=1 / 3, note="above the rows themselves"),
-        Row(f"peak memory against scipy, d = {d}", "MB", peak(OURS, WORK), peak(flower, WORK, by="scipy")),
-        Row(f"peak memory of all of combining, d = {d}", "MB", peak(OURS, "combine"), theirs),
+        Row(
+            f"peak memory, d = {d}",
+            "MB",
+            peak(OURS, WORK, **share),
+            theirs,
+            most=1 / 3,
+            note="above the rows themselves",
+        ),
+        Row(
+            f"peak memory against scipy, d = {d}",
+            "MB",
+            peak(OURS, WORK, **share),
+            peak(flower, WORK, **share, by="scipy"),
+        ),
+        Row(f"peak memory of all of combining, d = {d}", "MB", peak(OURS, "combine", **share), theirs),
+        *(Row(f"peak memory of {name}, d = {d}", "MB", peak(OURS, "rule", name=name)) for name in OTHERS),
     ]
 
 

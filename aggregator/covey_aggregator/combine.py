@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from covey_aggregator.evaluate import Evaluator
-from covey_aggregator.rules import cap_norms, rule
+from covey_aggregator.rules import AnyRule, cap_norms, spoilt_groups
 from covey_protocol import model
 from covey_protocol.model import Weights
 from covey_protocol.prg import Ring
@@ -49,23 +49,32 @@ def group_mean(total: Ring, count: int, scale: RingScale) -> GroupMean | None:
 
 
 def combine(
-    weights: Weights, groups: Mapping[str, GroupMean], *, rule_name: str, beta: float, evaluator: Evaluator | None
+    weights: Weights,
+    groups: Mapping[str, GroupMean],
+    *,
+    rule: AnyRule,
+    contamination: float,
+    evaluator: Evaluator | None,
 ) -> Combined:
     """Combine the groups' means into the next model.
 
     Args:
         weights: The round's model.
         groups: At least one group.
-        rule_name: Which rule works across groups; with fewer than three there is nothing to trim.
-        beta: The rule's share.
+        rule: Works across groups; with fewer than three there is nothing to trim.
+        contamination: Share of hostile devices to be expected among those in the groups.
         evaluator: Measures the new model on held-out data, where there is any.
 
     Returns:
         The new model, reached exactly by the 16-bit delta that devices fetch.
+
+    Raises:
+        LocalError: A group's mean is not finite; the message names the group.
     """
-    means = [groups[name] for name in sorted(groups)]
-    rows = cap_norms([mean.update for mean in means])
-    step = rule(rule_name)(rows, beta)
+    names = sorted(groups)
+    means = [groups[name] for name in names]
+    rows = cap_norms([mean.update for mean in means], names=names)
+    step = rule(rows, spoilt_groups([mean.count for mean in means], contamination))
     delta = model.make_delta(step)
     updated = model.apply_delta(weights, delta)
     loss, accuracy = evaluator(updated) if evaluator else (None, None)

@@ -304,7 +304,14 @@ class Service:
         if self.coordinator.phase is Phase.COMBINING and not self._combining:
             self._combining = True
             weights, means, task, evaluator = self.coordinator.combine_inputs()
-            work = functools.partial(combine, weights, means, rule_name=task.rule, beta=task.beta, evaluator=evaluator)
+            work = functools.partial(
+                combine,
+                weights,
+                means,
+                rule=task.across_groups,
+                contamination=task.contamination,
+                evaluator=evaluator,
+            )
             self._loop.run_in_executor(self._jobs, work).add_done_callback(functools.partial(self._combined, run))
 
     def _wanted(self, run: RoundRun, job: asyncio.Future[Any]) -> bool:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from covey_aggregator.files import read_yaml
-from covey_aggregator.rules import rule
+from covey_aggregator.rules import CONTAMINATION, AnyRule, RuleField, rule
+from covey_aggregator.rules.trimmed_mean import TrimmedMean
 from covey_protocol import topics
 from covey_protocol.errors import ConfigError
 from covey_protocol.messages import RosterSize, Windows
@@ -32,8 +33,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         devices_min: Wait for this many before the first round.
         settle: Seconds without a new device before the first grouping.
         local: Training on the device.
-        rule: Across groups: trimmed-mean, median or mean.
-        beta: Share of groups that the trimmed mean cuts on each side.
+        rule: Across groups, by its name or as a map of name and parameters.
+        beta: Share of groups that the trimmed mean cuts on each side, where its own map does not say so.
+        contamination: Share of hostile devices to be expected among those whose updates are accepted.
         held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
         windows: Seconds for each stage.
         adaptive: Shorten the windows to what devices have shown to need.
@@ -50,14 +52,23 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     devices_min: Annotated[int, msgspec.Meta(ge=4)] = 4
     settle: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 3.0
     local: Plan = Plan()
-    rule: str = "trimmed-mean"
-    beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.1
+    rule: RuleField = "trimmed-mean"
+    beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] | None = None
+    contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
     held_out: str = ""
     windows: Windows = DEFAULT_WINDOWS
     adaptive: bool = True
     sleep: bool = False
     epoch_rounds: Annotated[int, msgspec.Meta(ge=1)] = 50
     attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+
+    @property
+    def across_groups(self) -> AnyRule:
+        """The rule with its parameters."""
+        chosen = rule(self.rule)
+        if isinstance(chosen, TrimmedMean) and chosen.beta is None:
+            return TrimmedMean(beta=self.beta)
+        return chosen
 
     def check(self) -> None:
         """Check what the types cannot say.
@@ -66,6 +77,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ConfigError: A name that cannot stand in a topic, an unknown rule, or a ring that could wrap.
         """
         topics.check_name(self.name, "name")
+        if isinstance(self.rule, TrimmedMean) and self.rule.beta is not None and self.beta is not None:
+            raise ConfigError("beta: is said twice, in the rule's map and beside it")
         rule(self.rule)
         if self.group_size >= ROSTER_MAX:
             raise ConfigError(f"group_size {self.group_size}: at most {ROSTER_MAX - 1}, so that a newcomer has a place")

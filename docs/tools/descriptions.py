@@ -57,14 +57,32 @@ DESCRIPTIONS = {
     "Task.devices_min": "Wait for this many devices before the first round.",
     "Task.settle": "Seconds without a new device before groups are drawn.",
     "Task.local": "Local training.",
-    "Task.rule": "How the groups' means are combined.",
-    "Task.beta": "Share of groups that the trimmed mean cuts on each side: ⌈beta·G⌉ of G, at least one from three on.",
+    "Task.rule": "How the groups' means are combined: [rules across groups](robustness.md#across-groups).",
+    "Task.beta": (
+        "The trimmed mean's `beta`, where `rule` is its name alone. None, here or there, goes by `contamination`."
+    ),
+    "Task.contamination": (
+        "Share of hostile devices to be expected among those whose updates are accepted. The number of groups that "
+        "they may spoil follows, and with it what `trimmed-mean` and `multi-krum` leave out."
+    ),
     "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
     "Task.windows": "Seconds for each stage. Whoever gives one gives all five.",
     "Task.adaptive": "Shorten windows to what devices have shown to need; `windows` are then the longest they can be.",
     "Task.sleep": "Devices sleep between stages: wait whole windows, also for devices that the broker reports lost.",
     "Task.epoch_rounds": "Closed rounds before the groups are drawn anew.",
     "Task.attempts": "How often in a row a round may fail before the task does.",
+    "TrimmedMean.beta": (
+        "Share of groups cut on each side: ⌈beta·G⌉ of G, at least one from three on, fewer than half. None cuts as "
+        "many as are expected to be spoilt."
+    ),
+    "GeometricMedian.smoothing": "Distances below this share of the typical one count as that long.",
+    "GeometricMedian.tolerance": "Stop when a step would be shorter than this share of the typical distance.",
+    "GeometricMedian.iterations": "Stop after as many steps in any case.",
+    "MultiKrum.f": (
+        "Groups left out, at least one from three on, fewer than half. None takes as many as are expected to be spoilt."
+    ),
+    "CentredClipping.radius": "Longest step that a group can ask for. None takes the typical distance.",
+    "CentredClipping.iterations": "How many steps.",
     "Plan.epochs": "Passes over the local data; ignored where `steps` is set.",
     "Plan.steps": "Exactly this many batches; 0 goes by `epochs`.",
     "Plan.batch_size": "Samples a step.",

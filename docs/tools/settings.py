@@ -40,7 +40,7 @@ RANGES = {
     "Plan.learning_rate": f"above 0, at most {plan.MAX_LEARNING_RATE:g}",
     "Plan.momentum": "0 to below 1",
     "Task.group_size": "4 to 31",
-    "Task.rule": ", ".join(f"`{name}`" for name in RULES),
+    "Task.rule": ", ".join(f"`{name}`" for name in RULES) + "; or [a map](#rules)",
     "Task.name": "1 to 63 of `a-z 0-9 -`, no `-` first",
     "ServerSettings.fleet": "1 to 63 of `a-z 0-9 -`, no `-` first",
     "OperatorSettings.fleet": "1 to 63 of `a-z 0-9 -`, no `-` first",
@@ -54,6 +54,7 @@ _TYPES = {
     inspect.BoolType: "true or false",
     inspect.LiteralType: "one of",
     inspect.ListType: "list",
+    inspect.UnionType: "text or map",
 }
 
 
@@ -79,9 +80,9 @@ def rows(struct: type[msgspec.Struct], prefix: str = "", defaults: Any = None) -
             result += rows(field.type.cls, f"{prefix}{field.name}.", default)
             continue
         shown = "**required**" if default is msgspec.NODEFAULT else _show(default)
-        kind = _TYPES[type(field.type)]
-        limits = RANGES.get(name) or _limits(field.type)
-        result.append([f"`{prefix}{field.name}`", kind, shown, limits, describe(struct, field.name)])
+        kind = _bare(field.type)
+        limits = RANGES.get(name) or _limits(kind)
+        result.append([f"`{prefix}{field.name}`", _TYPES[type(kind)], shown, limits, describe(struct, field.name)])
     return result
 
 
@@ -91,9 +92,19 @@ def _default(field: inspect.Field) -> Any:
     return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else msgspec.NODEFAULT
 
 
+def _bare(kind: inspect.Type) -> inspect.Type:
+    """Return the type without its None."""
+    if isinstance(kind, inspect.UnionType):
+        others = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+        return others[0] if len(others) == 1 else kind
+    return kind
+
+
 def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "none"
     return "empty" if value in ("", []) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -148,6 +159,15 @@ def settings_table(file: str) -> str:
     return table(head, rows(FILES[file]))
 
 
+def rules_table() -> str:
+    """Return the parameters of every rule across groups."""
+    lines = []
+    for name, kind in RULES.items():
+        parameters = rows(kind) or [["-"] * 5]
+        lines += [[f"`{name}`" if number == 0 else "", *row] for number, row in enumerate(parameters)]
+    return table(["rule", "parameter", "type", "default", "range", "meaning"], lines)
+
+
 def default_policy() -> str:
     """Return ``policy.yaml`` as ``covey operator init`` writes it."""
     return f"```yaml\n{yaml.safe_dump(msgspec.to_builtins(Policy()), sort_keys=False)}```"
@@ -163,6 +183,7 @@ def blocks() -> dict[str, str]:
     result = {file: settings_table(file) for file in FILES}
     return result | {
         "profiles": profile_values(),
+        "rules": rules_table(),
         "default policy.yaml": default_policy(),
         "default agent.yaml": default_agent(),
     }

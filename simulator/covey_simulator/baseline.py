@@ -15,8 +15,9 @@ import numpy as np
 
 from covey_agent.data import Dataset
 from covey_agent.trainer import DivergedError, Trainer
-from covey_aggregator.rules import cap_norms
+from covey_aggregator.rules import CONTAMINATION, RuleField, cap_norms, spoilt_groups
 from covey_aggregator.rules import rule as find_rule
+from covey_aggregator.rules.mean import Mean
 from covey_protocol.bundle import Bundle, Float32
 from covey_protocol.epochs import cut
 from covey_protocol.ring import clip_norm
@@ -24,7 +25,6 @@ from covey_simulator.attacks import PoisoningTrainer, malicious_devices, unclipp
 from covey_simulator.data import device_names
 from covey_simulator.records import RoundRecord
 from covey_simulator.scenario import Scenario
-from covey_simulator.verdict import TRIMMED_SHARE
 
 __all__ = ["RoundRecord", "run_clear"]
 
@@ -35,7 +35,7 @@ def run_clear(
     scenario: Scenario,
     *,
     attacked: bool,
-    rule: str,
+    rule: RuleField,
     slices: Sequence[Dataset],
     held_out: Dataset,
     bundle: Bundle,
@@ -64,7 +64,7 @@ def run_clear(
         raise ValueError(f"{len(slices)} slices for {scenario.devices} devices")
     combine = find_rule(rule)
     log.warning(
-        "CLEAR baseline (%s, rule %s): no masks, single updates are seen", "attacked" if attacked else "honest", rule
+        "CLEAR baseline (%s, rule %s): no masks, single updates are seen", "attacked" if attacked else "honest", combine
     )
     trainer = Trainer(bundle)
     malicious = malicious_devices(scenario) if attacked else frozenset[int]()
@@ -73,7 +73,7 @@ def run_clear(
         PoisoningTrainer(trainer, scenario.attack, round_number=lambda: present) if index in malicious else trainer
         for index in range(scenario.devices)
     ]
-    groups = [list(range(scenario.devices))] if rule == "mean" else _groups(scenario)
+    groups = [list(range(scenario.devices))] if isinstance(combine, Mean) else _groups(scenario)
     weights = bundle.weights.copy()
     records = []
     for present in range(1, scenario.rounds + 1):  # the poisoners read it
@@ -84,14 +84,14 @@ def run_clear(
             if (update := _update(scenario, trainers[index], weights, part, number=present, index=index)) is not None
         }
         trained = time.perf_counter()
-        rows = [
-            np.mean([updates[index] for index in group if index in updates], axis=0)
-            for group in groups
-            if any(index in updates for index in group)
-        ]
+        rows, counts = [], []
+        for group in groups:
+            arrived = [updates[index] for index in group if index in updates]
+            if arrived:
+                rows.append(np.mean(arrived, axis=0).astype(np.float32))
+                counts.append(len(arrived))
         if rows:
-            means = np.asarray(rows, np.float32)
-            weights = weights + combine(cap_norms(means), TRIMMED_SHARE)
+            weights = weights + combine(cap_norms(rows), spoilt_groups(counts, CONTAMINATION))
         combined = time.perf_counter()
         loss, accuracy = trainer.evaluate(weights, held_out)
         ended = time.perf_counter()

@@ -145,7 +145,7 @@ class Fleet:
             "group_size": scenario.group_size,
             "devices_min": len(self._names),
             "settle": 0.5,
-            "rule": scenario.rule,
+            "rule": msgspec.to_builtins(scenario.rule),
             "windows": {"join": 15, "shares": 15, "masked": 60, "survivors": 15, "unmask": 15},
             "local": msgspec.to_builtins(scenario.plan),
         }

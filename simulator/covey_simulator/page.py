@@ -64,9 +64,13 @@ def _lead(report: Report) -> str:
     groups = "masked groups" if config["masking"] else "groups WITHOUT masks"
     return (
         f"{config['devices']} devices learn {config['data']['source']} in {config['rounds']} rounds, "
-        f"{groups} of about {config['group_size']}, {config['rule'].replace('-', ' ')} across groups, "
+        f"{groups} of about {config['group_size']}, {_rule_words(config['rule'])} across groups, "
         f"transport {config['transport']}, seed {config['seed']}."
     )
+
+
+def _rule_words(rule: str | dict[str, Any]) -> str:
+    return (rule if isinstance(rule, str) else str(rule["name"])).replace("-", " ")
 
 
 def _verdict(report: Report) -> str:

@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 import yaml
 
+from covey_aggregator.rules import AnyRule, RuleField
+from covey_aggregator.rules import rule as find_rule
 from covey_protocol import cbor
 from covey_protocol.digest import digest
 from covey_protocol.errors import ConfigError
@@ -22,7 +24,6 @@ from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 
 Source = Literal["digits", "breast-cancer", "file"]
 AttackKind = Literal["none", "sign-flip", "scaling", "gaussian", "label-flip"]
-Rule = Literal["mean", "trimmed-mean", "median"]
 Transport = Literal["broker", "direct"]
 
 MAX_DEVICES = 10_000
@@ -113,7 +114,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         samples_per_device: 0 deals out everything evenly.
         group_size: Members that a masked group should have.
         clip: Bound on the L2 norm of a device's update.
-        rule: How group means are combined.
+        rule: How group means are combined, by its name or as a map of name and parameters.
         masking: False is for laboratories: the aggregator then sees single updates.
         transport: ``broker`` runs real agents over MQTT.
     """
@@ -130,7 +131,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     local: Local = Local()
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
     attack: Attack = Attack()
-    rule: Rule = "trimmed-mean"
+    rule: RuleField = "trimmed-mean"
     masking: bool = True
     transport: Transport = "broker"
 
@@ -138,11 +139,20 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         # Terminals and pages show the name.
         if not self.name.isprintable():
             raise ValueError("name holds characters that cannot be printed")
+        try:
+            find_rule(self.rule)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def plan(self) -> Plan:
         """The training plan as the protocol carries it."""
         return msgspec.convert(msgspec.structs.asdict(self.local), Plan)
+
+    @property
+    def across_groups(self) -> AnyRule:
+        """The rule that combines group means."""
+        return find_rule(self.rule)
 
     @property
     def malicious_count(self) -> int:

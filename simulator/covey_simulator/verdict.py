@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from covey_aggregator.rules.trimmed_mean import trimmed_count
+from covey_aggregator.rules import CONTAMINATION, rule_name, spoilt_groups
+from covey_aggregator.rules.mean import Mean
 from covey_protocol.epochs import cut
 from covey_simulator.data import device_names
 from covey_simulator.records import Baseline, RoundRecord, Verdict, final_accuracy
@@ -16,7 +17,6 @@ from covey_simulator.scenario import DEMO_CLIP, DEMO_PLAN, Scenario
 
 DEMO_ACCURACY = 0.85
 STRONG_SCALE = 5.0
-TRIMMED_SHARE = 0.1
 # Closer together than this two runs are called equal: 359 held-out digits make one sample 0.28 points, and runs on
 # other training seeds differ by about a point.
 SAME = 0.01
@@ -83,7 +83,8 @@ def promised_accuracy(scenario: Scenario) -> float | None:
 def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Baseline]) -> list[str]:
     attack, notes = scenario.attack, []
     numbers = _numbers(reached, baselines)
-    rule = "The plain mean" if scenario.rule == "mean" else f"The {scenario.rule.replace('-', ' ')}"
+    plain = isinstance(scenario.across_groups, Mean)
+    rule = "The plain mean" if plain else f"The {rule_name(scenario.across_groups).replace('-', ' ')}"
     if scenario.malicious_count:
         factor = "" if attack.kind == "label-flip" else f" x{attack.scale:g}"
         notes.append(
@@ -91,12 +92,12 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
             f"{factor} from round {attack.start_round}. They do not clip their updates; the others clip to "
             f"{scenario.clip:g}."
         )
-        if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_left_out(scenario):
+        if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_withstood(scenario):
             notes.append(
                 f"{rule} across masked groups alone cannot be relied on against this attack yet, however this run "
-                f"ended: {scenario.malicious_count} malicious devices can spoil more groups than it leaves out "
-                f"({_groups_left_out(scenario)} on each side), and inside a group nobody can tell them from the "
-                f"others. {numbers}"
+                f"ended: {scenario.malicious_count} malicious devices can spoil more groups than it withstands "
+                f"({_groups_withstood(scenario)} of {_group_count(scenario)}), and inside a group nobody can tell them "
+                f"from the others. {numbers}"
             )
         elif numbers:
             notes.append(numbers)
@@ -111,7 +112,7 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
         notes.append(
             "Devices are not scored one by one: under the masks only sums of groups are seen, so nobody is expelled."
         )
-    if scenario.rule != "mean" and _group_count(scenario) < 3:
+    if not plain and _group_count(scenario) < 3:
         notes.append(f"Groups: {_group_count(scenario)}. Nothing can be trimmed across fewer than three.")
     if not scenario.masking:
         notes.append("MASKING IS OFF: the aggregator sees every single update. For laboratories only.")
@@ -119,19 +120,16 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
 
 
 def _group_count(scenario: Scenario) -> int:
-    return len(cut(device_names(scenario.devices), scenario.group_size))
+    return len(_group_sizes(scenario))
 
 
-def _groups_left_out(scenario: Scenario) -> int:
-    """Return how many spoilt groups the rule can leave out on each side."""
-    groups = _group_count(scenario)
-    match scenario.rule:
-        case "mean":
-            return 0
-        case "trimmed-mean":
-            return trimmed_count(groups, TRIMMED_SHARE)
-        case "median":
-            return (groups - 1) // 2
+def _group_sizes(scenario: Scenario) -> list[int]:
+    return [len(group) for group in cut(device_names(scenario.devices), scenario.group_size)]
+
+
+def _groups_withstood(scenario: Scenario) -> int:
+    sizes = _group_sizes(scenario)
+    return scenario.across_groups.withstands(len(sizes), spoilt_groups(sizes, CONTAMINATION))
 
 
 def _numbers(reached: float | None, baselines: Mapping[str, Baseline]) -> str:

@@ -27,7 +27,7 @@ from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, ServerHome, init_server
 from covey_aggregator.operator import POLICY_FILE, OperatorHome, init_operator, open_operator
 from covey_aggregator.records import RoundRecord
-from covey_aggregator.rules import cap_norms, rule
+from covey_aggregator.rules import cap_norms, spoilt_groups
 from covey_aggregator.service import _sum
 from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import Task
@@ -402,20 +402,24 @@ class Fleet:
 
     def _combine(self) -> None:
         weights, means, task, evaluator = self.coordinator.combine_inputs()
-        outcome = combine(weights, means, rule_name=task.rule, beta=task.beta, evaluator=evaluator)
+        outcome = combine(
+            weights, means, rule=task.across_groups, contamination=task.contamination, evaluator=evaluator
+        )
         self.carry(self.coordinator.combined(outcome, self.now))
 
     def weights(self, digest: bytes) -> Vector:
         """Return a model that the aggregator keeps."""
         return self.coordinator.models.load(digest)
 
-    def plain_step(self, record: RoundRecord, opened: OpenRound, rule_name: str, beta: float) -> tuple[Vector, float]:
+    def plain_step(self, record: RoundRecord, opened: OpenRound, task: Task) -> tuple[Vector, float]:
         """Compute a round's step from the clear updates of the survivors, and how far quantisation may move it."""
         clip = opened.manifest.clip
-        means = []
+        means, counts = [], []
         for group in record.details:
             if not group.cause:
                 clear = [self.devices[name].update(opened) for name in group.survivors]
                 means.append(np.mean([ring.clip_norm(update, clip)[0] for update in clear], axis=0))
-        step = rule(rule_name)(cap_norms(np.stack(means).astype(np.float32)), beta)
+                counts.append(len(clear))
+        spoilt = spoilt_groups(counts, task.contamination)
+        step = task.across_groups(cap_norms(np.stack(means).astype(np.float32)), spoilt)
         return step, RingScale(clip, opened.manifest.n_max).step + float(np.abs(step).max()) / 32767 + 1e-6

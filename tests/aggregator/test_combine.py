@@ -7,8 +7,10 @@ import pytest
 from tests.aggregator.fleet import Vector
 
 from covey_aggregator.combine import GroupMean, combine, dithered, group_mean
-from covey_aggregator.rules import cap_norms, rule
+from covey_aggregator.rules import RULES, cap_norms, rule, spoilt_groups
+from covey_aggregator.rules.trimmed_mean import trimmed_mean
 from covey_protocol import model, ring
+from covey_protocol.errors import LocalError
 from covey_protocol.ring import Metrics, RingScale
 
 SCALE = RingScale(2.0, 5)
@@ -46,14 +48,30 @@ def test_a_sum_that_no_honest_members_can_have_made_is_none(place: int) -> None:
     assert group_mean(total, 5, SCALE) is not None
 
 
-@pytest.mark.parametrize("name", ["trimmed-mean", "median", "mean"])
+@pytest.mark.parametrize("name", RULES)
 def test_the_delta_leads_exactly_to_the_new_model_and_close_to_the_rules_step(name: str) -> None:
     weights, groups = vector(99), {f"1-s-{seed}": mean_of(seed) for seed in range(5)}
-    outcome = combine(weights, groups, rule_name=name, beta=0.2, evaluator=None)
+    outcome = combine(weights, groups, rule=rule(name), contamination=0.1, evaluator=None)
     np.testing.assert_array_equal(model.apply_delta(weights, outcome.delta), outcome.weights)
-    step = rule(name)(cap_norms(np.stack([groups[key].update for key in sorted(groups)])), 0.2)
+    assert spoilt_groups([5] * 5, 0.1) == 4  # as the groups' sizes have it; the rules cut two, the most they can
+    step = rule(name)(cap_norms([groups[key].update for key in sorted(groups)]), 4)
     np.testing.assert_allclose(outcome.weights, weights + step, atol=float(np.abs(step).max()) / 32767)
     assert (outcome.accuracy, outcome.loss) == (None, None)
+
+
+def test_a_group_whose_mean_is_not_finite_is_named() -> None:
+    groups = {f"1-s-{number}": mean_of(number) for number in (1, 2, 9)}
+    groups["1-s-2"].update[3] = np.nan
+    with pytest.raises(LocalError, match="group 1-s-2: its mean holds values that are not finite"):
+        combine(vector(99), groups, rule=rule("median"), contamination=0, evaluator=None)
+
+
+def test_more_groups_are_cut_where_more_devices_are_expected_to_be_hostile() -> None:
+    weights, groups = vector(99), {str(number): mean_of(number) for number in range(9)}
+    for contamination, cut in ((0.0, 1), (0.05, 4)):
+        outcome = combine(weights, groups, rule=rule("trimmed-mean"), contamination=contamination, evaluator=None)
+        step = trimmed_mean(cap_norms([mean.update for mean in groups.values()]), cut)
+        np.testing.assert_allclose(outcome.weights, weights + step, atol=float(np.abs(step).max()) / 32767)
 
 
 def test_metrics_are_medians_over_groups_and_the_new_model_is_what_is_measured() -> None:
@@ -65,7 +83,7 @@ def test_metrics_are_medians_over_groups_and_the_new_model_is_what_is_measured()
             measured.append(weights)
             return 0.5, 0.75
 
-    outcome = combine(vector(99), groups, rule_name="median", beta=0, evaluator=Measure())  # type: ignore[arg-type]
+    outcome = combine(vector(99), groups, rule=rule("median"), contamination=0, evaluator=Measure())  # type: ignore[arg-type]
     assert (outcome.loss, outcome.accuracy) == (0.5, 0.75)
     assert (outcome.federated_loss, outcome.federated_accuracy, outcome.update_norm) == (2, 0.2, 4)
     np.testing.assert_array_equal(measured[0], outcome.weights)

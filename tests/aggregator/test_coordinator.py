@@ -13,6 +13,8 @@ from tests.aggregator.fleet import DIMENSION, FLEET, WINDOWS, Device, Fleet, tin
 
 from covey_aggregator.coordinator import Phase
 from covey_aggregator.regrouping import PURSE, REFILL_ROUNDS
+from covey_aggregator.rules import RuleField
+from covey_aggregator.rules.multi_krum import MultiKrum
 from covey_aggregator.windows import ENOUGH, FLOOR, LOST_GRACE
 from covey_protocol import envelope, topics
 from covey_protocol.errors import PeerError, StaleError
@@ -56,19 +58,19 @@ def check_never_again(fleet: Fleet, *, left_out: bool = False) -> None:
     assert not [error for who, error in fleet.refused if who != "aggregator" and error.cause not in lost]
 
 
-@pytest.mark.parametrize("rule_name", ["trimmed-mean", "median", "mean"])
+@pytest.mark.parametrize("rule", ["trimmed-mean", MultiKrum(f=1), "mean"], ids=str)
 def test_a_task_reaches_the_model_that_the_plain_computation_reaches(
-    make_fleet: Callable[..., Fleet], rule_name: str
+    make_fleet: Callable[..., Fleet], rule: RuleField
 ) -> None:
     fleet = make_fleet(20)
-    fleet.start(rounds=3, rule=rule_name, beta=0.25)
+    task = fleet.start(rounds=3, rule=rule, beta=0.25)
     row = fleet.finish()
     records = fleet.records()
     assert (row.status, row.reason, [record.round for record in records]) == ("done", "", [1, 2, 3])
     before = tiny_bundle().weights
     for record, opened in zip(records, fleet.opened, strict=True):
         assert (record.participants, record.accepted, record.groups, record.groups_aborted) == (20, 20, 4, 0)
-        step, tolerance = fleet.plain_step(record, opened, rule_name, 0.25)
+        step, tolerance = fleet.plain_step(record, opened, task)
         after = fleet.weights(bytes.fromhex(record.model))
         assert np.abs(after - before - step).max() <= tolerance
         assert record.federated_accuracy == pytest.approx(0.5, abs=0.01)

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
-from covey_aggregator.task import load_task
+from covey_aggregator.rules import AnyRule
+from covey_aggregator.rules.centred_clipping import CentredClipping
+from covey_aggregator.rules.geometric_median import GeometricMedian
+from covey_aggregator.rules.mean import Mean
+from covey_aggregator.rules.median import Median
+from covey_aggregator.rules.multi_krum import MultiKrum
+from covey_aggregator.rules.trimmed_mean import TrimmedMean
+from covey_aggregator.task import Task, load_task
 from covey_protocol.errors import ConfigError
 
 GOOD: dict[str, Any] = {"name": "digits", "bundle": "models/tiny.bundle", "rounds": 5, "clip": 1.5}
@@ -40,6 +48,27 @@ def test_paths_start_at_the_tasks_file(file: Path, monkeypatch: pytest.MonkeyPat
 def test_everything_but_four_fields_has_a_default(file: Path) -> None:
     task = load_task(write(file))
     assert (task.group_size, task.rule, task.held_out, task.local.epochs) == (10, "trimmed-mean", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, TrimmedMean()),
+        ({"beta": 0.2}, TrimmedMean(beta=0.2)),
+        ({"rule": {"name": "trimmed-mean", "beta": 0.3}}, TrimmedMean(beta=0.3)),
+        ({"rule": {"name": "trimmed-mean"}, "beta": 0.2}, TrimmedMean(beta=0.2)),
+        ({"rule": "median", "beta": 0.2}, Median()),
+        ({"rule": "multi-krum"}, MultiKrum()),
+        ({"rule": {"name": "multi-krum", "f": 2}}, MultiKrum(f=2)),
+        ({"rule": {"name": "centred-clipping", "radius": 1, "iterations": 5}}, CentredClipping(radius=1, iterations=5)),
+        ({"rule": {"name": "geometric-median", "smoothing": 0.1}}, GeometricMedian(smoothing=0.1)),
+        ({"rule": {"name": "mean"}}, Mean()),
+    ],
+)
+def test_a_rule_is_a_name_or_a_map(file: Path, changes: dict[str, object], chosen: AnyRule) -> None:
+    task = load_task(write(file, **changes))
+    assert task.across_groups == chosen
+    assert msgspec.json.decode(msgspec.json.encode(task), type=Task) == task  # as the store keeps it
 
 
 REFUSED = [
@@ -75,6 +104,22 @@ REFUSED = [
     ({"local": {"batch_size": 0}}, "batch_size"),
     ({"local": {"lr": 0.1}}, "lr"),
     ({"rule": "krum"}, "rule"),
+    ({"rule": {"name": "krum"}}, "rule.name"),
+    ({"rule": {"f": 2}}, "rule"),
+    ({"rule": 2}, "rule"),
+    ({"rule": {"name": "median", "f": 2}}, "rule"),
+    ({"rule": {"name": "multi-krum", "f": -1}}, "rule.f"),
+    ({"rule": {"name": "multi-krum", "f": 0.2}}, "rule.f"),
+    ({"rule": {"name": "trimmed-mean", "beta": 0.5}}, "rule.beta"),
+    ({"rule": {"name": "trimmed-mean", "beta": 0.1}, "beta": 0.1}, "beta"),
+    ({"rule": {"name": "geometric-median", "smoothing": 0}}, "rule.smoothing"),
+    ({"rule": {"name": "geometric-median", "tolerance": float("nan")}}, "rule.tolerance"),
+    ({"rule": {"name": "geometric-median", "iterations": 0}}, "rule.iterations"),
+    ({"rule": {"name": "centred-clipping", "radius": 0}}, "rule.radius"),
+    ({"rule": {"name": "centred-clipping", "radius": float("inf")}}, "rule.radius"),
+    ({"rule": {"name": "centred-clipping", "iterations": 0}}, "rule.iterations"),
+    ({"contamination": 0.5}, "contamination"),
+    ({"contamination": -0.1}, "contamination"),
     ({"beta": 0.5}, "beta"),
     ({"beta": float("nan")}, "beta"),
     ({"windows": {"join": 1}}, "windows"),

@@ -12,6 +12,9 @@ from benchmarks._compare import MISSED
 from benchmarks._sum_fleet import Fingerprint, SumFleet
 
 from covey_aggregator.combine import Combined, combine
+from covey_aggregator.rules import AnyRule
+from covey_aggregator.rules.mean import Mean
+from covey_aggregator.rules.trimmed_mean import TrimmedMean
 from covey_protocol import prg
 from covey_protocol.prg import Ring
 
@@ -65,12 +68,12 @@ def test_a_wrong_model_is_noticed(tmp_path: Path) -> None:
     assert len(list(fleet.unmask())) == 3
     weights = np.zeros(300, np.float32)
 
-    def by(rule: str) -> Combined:
-        return combine(weights, fleet.run.means, rule_name=rule, beta=aggregator_memory.BETA, evaluator=None)
+    def by(rule: AnyRule) -> Combined:
+        return combine(weights, fleet.run.means, rule=rule, contamination=0, evaluator=None)
 
-    aggregator_memory.check(fleet, weights, by("trimmed-mean"))
+    aggregator_memory.check(fleet, weights, by(TrimmedMean(beta=aggregator_memory.BETA)))
     with pytest.raises(AssertionError, match="new model"):
-        aggregator_memory.check(fleet, weights, by("mean"))
+        aggregator_memory.check(fleet, weights, by(Mean()))
     fleet.close()
     assert not list((tmp_path / "spool").iterdir())
 

@@ -17,3 +17,6 @@ def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = {row["work"]: row for row in json.loads(file.read_text())["rows"]}
     assert rows["against Flower, d = 20000"]["facts"]["cut"] == 1
     assert rows["against a plain mean, d = 20000"]["anchor"]
+    for name in ("median", "geometric-median", "multi-krum", "centred-clipping", "mean"):
+        assert rows[f"{name} against a plain mean, d = 20000"]["anchor"]
+        assert rows[f"peak memory of {name}, d = 20000"]["ours"]

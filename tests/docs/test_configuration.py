@@ -11,6 +11,7 @@ import yaml
 from docs.tools import descriptions, generate, settings
 
 from covey_agent.profile import FirmwareProfile
+from covey_aggregator.rules import RULES
 from covey_aggregator.task import load_task
 
 PAGE = (generate.DOCS / "configuration.md").read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ def structs(struct: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
 
 
 def test_no_description_is_left_over() -> None:
-    found = {each for struct in settings.FILES.values() for each in structs(struct)}
+    found = {each for struct in settings.FILES.values() for each in structs(struct)} | set(RULES.values())
     fields = {f"{struct.__name__}.{field}" for struct in found for field in struct.__struct_fields__}
     assert set(descriptions.DESCRIPTIONS) == {name for name in fields if not name.startswith("BrokerSettings.")}
     for struct in found:

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from covey_aggregator.rules.geometric_median import GeometricMedian
+from covey_aggregator.rules.multi_krum import MultiKrum
 from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
 from covey_simulator.scenario import DEMO_PLAN, Scenario, demo_scenario, load_scenario, parse_scenario
@@ -49,6 +51,11 @@ transport: direct
     assert (scenario.rule, scenario.masking, scenario.transport) == ("median", False, "direct")
 
 
+def test_a_rule_is_a_name_or_a_map() -> None:
+    assert parsed(rule="geometric-median").across_groups == GeometricMedian()
+    assert parsed(rule={"name": "multi-krum", "f": 2}).across_groups == MultiKrum(f=2)
+
+
 def test_defaults_are_spelled_out() -> None:
     config = msgspec.to_builtins(parsed())
     assert config["model"] == {"preset": "mlp", "onnx": None}
@@ -87,7 +94,10 @@ def test_defaults_are_spelled_out() -> None:
         ({"samples_per_device": -1}, "samples_per_device"),
         ({"masking": "simulated"}, "masking"),
         ({"transport": "http"}, "transport"),
-        ({"rule": "krum"}, "rule"),
+        ({"rule": "krum"}, "rule 'krum': unknown; there are trimmed-mean"),
+        ({"rule": {"name": "krum"}}, "rule.name"),
+        ({"rule": {"name": "multi-krum", "f": -1}}, "rule.f"),
+        ({"rule": {"name": "centred-clipping", "radius": float("inf")}}, "rule.radius"),
         ({"name": ""}, "name"),
         ({"name": "\x1b[2J"}, "printed"),
     ],

@@ -1,56 +1,84 @@
 """Rules that combine the groups' mean updates into one step, behind one interface.
 
-A rule sees one row a group and nothing else. ``beta`` is the share that a rule should expect to be bad on each side,
-for the rules that can use it.
+A rule is a frozen struct that holds its parameters, as a task's or scenario's file writes them: ``rule: median``, or
+``rule: {name: multi-krum, f: 2}``. It sees one row a group and nothing else, changes none of them, and takes O(G² + d)
+memory beyond them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from covey_aggregator.rules.mean import mean
-from covey_aggregator.rules.median import median
-from covey_aggregator.rules.trimmed_mean import trimmed_mean
+from covey_aggregator.rules.caps import cap_norms
+from covey_aggregator.rules.centred_clipping import CentredClipping
+from covey_aggregator.rules.contamination import CONTAMINATION, spoilt_groups
+from covey_aggregator.rules.geometric_median import GeometricMedian
+from covey_aggregator.rules.mean import Mean
+from covey_aggregator.rules.median import Median
+from covey_aggregator.rules.multi_krum import MultiKrum
+from covey_aggregator.rules.rows import Row, Rows
+from covey_aggregator.rules.trimmed_mean import TrimmedMean
 from covey_protocol.errors import ConfigError
-from covey_protocol.ring import norm
 
-Rows: TypeAlias = NDArray[np.float32]
-Rule: TypeAlias = Callable[[Rows, float], Rows]
+__all__ = [
+    "CONTAMINATION",
+    "RULES",
+    "AnyRule",
+    "Row",
+    "Rows",
+    "Rule",
+    "RuleField",
+    "cap_norms",
+    "rule",
+    "rule_name",
+    "spoilt_groups",
+]
 
-RULES: dict[str, Rule] = {"trimmed-mean": trimmed_mean, "median": median, "mean": mean}
 
-__all__ = ["RULES", "Rows", "Rule", "cap_norms", "rule"]
+class Rule(Protocol):
+    """What every rule can do."""
+
+    def __call__(self, rows: Rows, spoilt: int) -> Row:
+        """Combine the rows.
+
+        Args:
+            rows: One a group, float32 and finite: shape (G, d), or G vectors; G is at least 1.
+            spoilt: How many groups are expected to be spoilt, for the rules that can use it.
+
+        Returns:
+            Shape (d,). Of one row it is that row, of two their mean.
+        """
+
+    def withstands(self, groups: int, spoilt: int) -> int:
+        """Return how many spoilt groups of so many leave the result bounded, however far they lie."""
 
 
-def rule(name: str) -> Rule:
-    """Return a rule by its name.
+AnyRule: TypeAlias = TrimmedMean | Median | GeometricMedian | MultiKrum | CentredClipping | Mean
+RuleField: TypeAlias = str | AnyRule  # a name alone stands for the rule with its defaults
+
+RULES: dict[str, type[AnyRule]] = {
+    "trimmed-mean": TrimmedMean,
+    "median": Median,
+    "geometric-median": GeometricMedian,
+    "multi-krum": MultiKrum,
+    "centred-clipping": CentredClipping,
+    "mean": Mean,
+}
+
+
+def rule(field: RuleField) -> AnyRule:
+    """Return the rule that a field of a file asks for.
 
     Raises:
         ConfigError: There is none of that name.
     """
-    if name not in RULES:
-        raise ConfigError(f"rule {name!r}: unknown; there are {', '.join(sorted(RULES))}")
-    return RULES[name]
+    if not isinstance(field, str):
+        return field
+    if field not in RULES:
+        raise ConfigError(f"rule {field!r}: unknown; there are {', '.join(RULES)}")
+    return RULES[field]()
 
 
-def cap_norms(rows: Rows | Sequence[Rows], factor: float = 1.5) -> Rows:
-    """Scale rows down to at most ``factor`` times their median norm.
-
-    Args:
-        rows: Shape (G, d), or as many vectors: there is no need to stack them before.
-        factor: Above 1 it leaves honest groups alone, whose norms lie close together.
-
-    Returns:
-        A new array; no single group can pull a coordinate further than an honest one might.
-    """
-    norms = np.array([norm(row) for row in rows])
-    cap = factor * float(np.median(norms))
-    scales = np.minimum(1.0, cap / np.maximum(norms, 1e-12)).astype(np.float32)
-    capped = np.empty((len(rows), len(rows[0])), np.float32)
-    for target, row, scale in zip(capped, rows, scales, strict=True):
-        np.multiply(row, scale, out=target)
-    return capped
+def rule_name(chosen: AnyRule) -> str:
+    """Return the name by which files ask for a rule."""
+    return next(name for name, kind in RULES.items() if isinstance(chosen, kind))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
+
+from covey_aggregator.rules.rows import Row, Rows, weighted_sum
 
 
-def mean(rows: NDArray[np.float32], beta: float) -> NDArray[np.float32]:
-    """Return the mean of the rows, shape (d,); ``beta`` is not used."""
-    del beta
-    return np.asarray(rows.mean(axis=0, dtype=np.float64), np.float32)
+class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="mean"):
+    """The mean of the rows: a single spoilt group moves it anywhere."""
+
+    def __call__(self, rows: Rows, spoilt: int) -> Row:
+        """Return the mean of every column; ``spoilt`` is not used."""
+        return weighted_sum(rows, np.full(len(rows), 1 / len(rows)))
+
+    def withstands(self, groups: int, spoilt: int) -> int:
+        """Return zero."""
+        return 0

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
+
+from covey_aggregator.rules.rows import Row, Rows
+from covey_aggregator.rules.trimmed_mean import trimmed_mean
 
 
-def median(rows: NDArray[np.float32], beta: float) -> NDArray[np.float32]:
-    """Return the median of every column, shape (d,); ``beta`` is not used."""
-    del beta
-    return np.asarray(np.median(rows, axis=0), np.float32)
+class Median(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="median"):
+    """The median of every column; of two rows it is the mean."""
+
+    def __call__(self, rows: Rows, spoilt: int) -> Row:
+        """Return the median of every column; ``spoilt`` is not used."""
+        return median(rows)
+
+    def withstands(self, groups: int, spoilt: int) -> int:
+        """Return how many spoilt groups leave every coordinate within the others' range: all but a majority."""
+        return (groups - 1) // 2
+
+
+def median(rows: Rows) -> Row:
+    """Return the median of every column: a trimmed mean of which one row is left, or two."""
+    return trimmed_mean(rows, (len(rows) - 1) // 2)

@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-TILE = 2048  # columns: a tile of transposed rows stays in the cache while it is sorted
-THREADS = min(2, os.cpu_count() or 1)
+from covey_aggregator.rules.contamination import left_out
+from covey_aggregator.rules.rows import THREADS, TILE, Row, Rows, over_columns, tiles, transpose
+
+
+class TrimmedMean(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="name", tag="trimmed-mean"
+):
+    """The mean of every column without its largest and smallest values.
+
+    Attributes:
+        beta: Share of the groups to cut on each side; None cuts as many as are expected to be spoilt. Either way it is
+            at least one from three groups on, of which the median is left.
+    """
+
+    beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] | None = None
+
+    def __call__(self, rows: Rows, spoilt: int) -> Row:
+        """Return the trimmed mean of every column."""
+        return trimmed_mean(rows, self.withstands(len(rows), spoilt))
+
+    def withstands(self, groups: int, spoilt: int) -> int:
+        """Return how many rows are cut on each side; as many spoilt groups leave every coordinate in range."""
+        return left_out(groups, spoilt) if self.beta is None else trimmed_count(groups, self.beta)
 
 
 def trimmed_count(groups: int, beta: float) -> int:
-    """Return how many rows are cut on each side: ⌈β·G⌉, at least one from four groups on, and never all."""
-    if groups < 3:
-        return 0
-    wanted = max(math.ceil(beta * groups), 1)
-    return min(wanted, (groups - 1) // 2)
+    """Return how many rows a share makes on each side: ⌈β·G⌉, at least one from three groups on, and never all."""
+    return left_out(groups, math.ceil(beta * groups))
 
 
-def trimmed_mean(rows: NDArray[np.float32], beta: float, threads: int = THREADS) -> NDArray[np.float32]:
-    """Return the mean of every column without its largest and smallest values.
+def trimmed_mean(rows: Rows, cut: int, threads: int = THREADS) -> Row:
+    """Return the mean of every column without its ``cut`` largest and smallest values.
 
-    Args:
-        rows: Shape (G, d), one row a group.
-        beta: Share to cut on each side. With three groups the median is left.
-        threads: How many work at once, as numpy lets go of the interpreter while it sorts.
-
-    Returns:
-        Shape (d,). The work goes tile by tile, so that memory beyond the rows is O(G · 2,048) a thread; the
-        result depends on neither.
+    The work goes tile by tile, so that memory beyond the rows is O(G · 2,048) a thread; the result depends on neither.
     """
-    count, dimension = rows.shape
-    cut = trimmed_count(count, beta)
-    result = np.empty(dimension, np.float32)
+    count = len(rows)
+    result = np.empty(len(rows[0]), np.float32)
 
     def trim(start: int, end: int) -> None:
         buffer = np.empty((min(TILE, end - start), count), np.float32)
-        for at in range(start, end, TILE):
-            columns = slice(at, min(at + TILE, end))
-            tile = buffer[: columns.stop - at]
-            np.copyto(tile, rows[:, columns].T)
+        for columns in tiles(start, end):
+            tile = buffer[: columns.stop - columns.start]
+            transpose(rows, columns, tile)
             tile.sort(axis=1)
             sums = np.einsum("ij->i", tile[:, cut : count - cut], dtype=np.float64)
             result[columns] = sums / (count - 2 * cut)
 
-    stretch = -(-dimension // threads)
-    if threads < 2 or stretch < 8 * TILE:  # too little to be worth a thread
-        trim(0, dimension)
-    else:
-        with ThreadPoolExecutor(threads, "covey-trim") as pool:
-            starts = range(0, dimension, stretch)
-            for _ in pool.map(trim, starts, [min(start + stretch, dimension) for start in starts]):
-                pass
+    over_columns(len(result), trim, threads)
     return result
