@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from tests.simulator.records import report, rounds
 
+from covey_aggregator.rules.multi_krum import MultiKrum
 from covey_simulator.page import render_page, write_page
 from covey_simulator.records import DeviceRecord
 from covey_simulator.scenario import demo_scenario
@@ -110,6 +111,11 @@ def test_shows_what_there_is(tmp_path: Path) -> None:
 def test_rounds_without_masks_are_called_that() -> None:
     page = render_page(report(msgspec.structs.replace(demo_scenario(), masking=False)))
     assert "WITHOUT masks" in page
+
+
+def test_a_rule_with_parameters_goes_by_its_name() -> None:
+    page = render_page(report(msgspec.structs.replace(demo_scenario(), rule=MultiKrum(f=2))))
+    assert ", multi krum across groups, " in page
 
 
 def test_long_tables_are_folded() -> None:
