@@ -20,19 +20,9 @@ from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
 from covey_aggregator.home import MODELS, SPOOLS, ServerHome
 from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
 from covey_aggregator.models import ModelFolder
-from covey_aggregator.records import GroupRecord, RoundRecord
 from covey_aggregator.registry import Registry
 from covey_aggregator.regrouping import Regrouping
-from covey_aggregator.resume import (
-    Rebuilder,
-    abort_messages,
-    clean_spools,
-    last_step,
-    manifest_digest,
-    open_message,
-    spool_label,
-    words_again,
-)
+from covey_aggregator.resume import Resumption, abort_messages, last_step, manifest_digest, open_message, spool_label
 from covey_aggregator.revocations import RevocationDesk
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
@@ -45,7 +35,7 @@ from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.errors import CoveyError, StaleError
 from covey_protocol.machine import Machine
 from covey_protocol.masking import public_key
-from covey_protocol.messages import Abort, Manifest, Windows
+from covey_protocol.messages import Manifest, Windows
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.roster import OpenRound, Trust
@@ -112,9 +102,15 @@ class Coordinator:
         self._last_arrival = 0.0
         self._journal = Journal(store)
         self._spools = home.path / SPOOLS
-        self._rebuilder = Rebuilder(home, self._trust, self._journal, self._spools)
+        self._resumption = Resumption(
+            home=home,
+            trust=self._trust,
+            store=store,
+            journal=self._journal,
+            spools=self._spools,
+            models=self.models,
+        )
         self._over: list[Spool] = []  # of rounds whose end is not durable yet
-        self._awake = False
 
     def commit(self) -> None:
         """Make everything durable that has happened so far; to be called before its effects are carried out."""
@@ -192,7 +188,7 @@ class Coordinator:
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: start what waits, end what has run out."""
-        effects: list[Effect] = [] if self._awake else self._wake()
+        effects: list[Effect] = self._resumption.wake()
         if self._epoch is not None:
             effects += self._epoch.tick(now)
         if self.run is not None:
@@ -242,7 +238,7 @@ class Coordinator:
         close = running.close(run, record, self._home.fleet, self._home.key)
         with self._store.together():
             self._store.end_round(running.task.name, record, running.model.digest)
-            self._end_run([*self._aborts(run), close])
+            self._end_run([*abort_messages(run, self._home), close])
         effects: list[Effect] = [close, blob, Note("round", running.note(record))]
         running.failures = 0
         self._rounds_in_epoch += 1
@@ -269,7 +265,7 @@ class Coordinator:
             for group in self.run.groups.values():
                 if group.stage is not GroupStage.CLOSED and group.aborted is None:
                     group.abort("stopped", reason)
-            aborts = self._aborts(self.run)
+            aborts = abort_messages(self.run, self._home)
         return [*aborts, *self._finish(self._running, "stopped", reason, aborts)]
 
     def give_up(self, reason: str) -> list[Effect]:
@@ -300,14 +296,14 @@ class Coordinator:
         if not waiting:
             return []
         row = sorted(waiting, key=lambda candidate: candidate.status == "queued")[0]
-        head, effects = self._open_head(row)
+        head, effects = self._resumption.head(row, self._groupings)
         try:
             closed = {r.round for r in self._store.rounds(row.task.name) if r.groups_aborted < r.groups}
             # An open round goes on with its model, spent or not.
             is_spent = self._store.is_spent if not isinstance(head, RoundHead) else lambda _: False
             self._running = RunningTask.load(row, closed, self.models, self._entropy, is_spent)
         except CoveyError as error:
-            effects += self._abandon(row, str(error)) if head is not None else []
+            effects += self._resumption.abandon(row, self._groupings, str(error)) if head is not None else []
             self._store.set_status(row.task.name, "failed", str(error))
             return [*effects, Note("task-failed", f"task {row.task.name}: {error}")]
         self._machine.advance("task")
@@ -322,34 +318,6 @@ class Coordinator:
         self._store.set_status(row.task.name, "running")
         return [*effects, Note("task", f"task {row.task.name}: gathering devices")]
 
-    # After a restart
-
-    def _wake(self) -> list[Effect]:
-        """Begin: clear up what no open round needs, and say again what may not have been heard."""
-        self._awake = True
-        try:
-            head = self._journal.head()
-        except JournalError:
-            head = None
-        clean_spools(self._spools, head)
-        return [*words_again(self._store.words(), self.models)]
-
-    def _open_head(self, row: TaskRow) -> tuple[RoundHead | EpochHead | None, list[Effect]]:
-        """Return what the journal has open for a task, if it is of use; abort it if not."""
-        if not self._journal.is_open:
-            return None, []
-        try:
-            head = self._journal.head()
-        except JournalError as error:
-            return None, self._abandon(row, str(error))
-        assert head is not None
-        if row.status == "stopping":
-            return None, self._abandon(row, "stopped by the operator")
-        place = (head.task, head.round, head.attempt) if isinstance(head, RoundHead) else (head.task, 0, 0)
-        if place not in ((row.task.name, row.round, row.attempt), (row.task.name, 0, 0)):
-            return None, self._abandon(row, "its journal is of another round")
-        return head, []
-
     def _resume(self, row: TaskRow, head: RoundHead | EpochHead, now: float) -> list[Effect]:
         """Go on with what was open, or abort it and say why."""
         assert self._running is not None
@@ -357,12 +325,12 @@ class Coordinator:
         name, wall = row.task.name, self._wall()
         try:
             if isinstance(head, EpochHead):
-                self._epoch, again = self._rebuilder.epoch(head, now, wall)
+                self._epoch, again = self._resumption.epoch(head, now, wall)
                 self._machine.advance("enough")
                 since, times = now - self._epoch.started, self._epoch.resumed
                 what = f"opening of epoch {self._epoch.epoch}"
             else:
-                run, again = self._rebuilder.round(head, self._groupings, self.registry.sequences, now, wall)
+                run, again = self._resumption.round(head, self._groupings, self.registry.sequences, now, wall)
                 self.run, self._running.delta, self._running.announced = run, run.opened.manifest.delta, True
                 if self._running.delta is not None:
                     self.models.reload(self._running.delta.blob.digest)
@@ -372,38 +340,12 @@ class Coordinator:
                 what = f"round {head.round}.{head.attempt} with {arrived} of {members} masked vectors"
         except JournalError as error:
             self.registry.reload_sequences()
-            effects = self._abandon(row, str(error))
+            effects = self._resumption.abandon(row, self._groupings, str(error))
             # The task begins anew: the next attempt needs a model that nobody has masked for.
             self._machine.advance("end")
             self._running = None
             return effects
         return [Note("resumed", f"task {name}: {what} resumed after {since:.0f} s, for the {times}. time"), *again]
-
-    def _abandon(self, row: TaskRow, reason: str) -> list[Effect]:
-        """Abort what a journal has open that cannot be gone on with."""
-        text = reason[:400]
-        aborts: list[Publish] = []
-        recorded = {(r.round, r.attempt) for r in self._store.rounds(row.task.name)}
-        with self._store.together():
-            if row.round and (row.round, row.attempt) not in recorded:
-                bodies = [(grouping, Abort(cause="journal", reason=text)) for grouping in self._groupings]
-                aborts = abort_messages(row.task.name, row.round, row.attempt, bodies, self._home)
-                details = [
-                    GroupRecord(group=g.group, members=[], survivors=[], cause="journal", reason=text)
-                    for g in self._groupings
-                ]
-                record = RoundRecord.aborted(row.round, row.attempt, row.model.hex(), row.task.clip, details)
-                self._store.end_round(row.task.name, record, row.model)
-            self._store.put_words(aborts)
-            self._journal.clear()
-        clean_spools(self._spools, None)
-        return [Note("abandoned", f"task {row.task.name}: what was open is aborted: {reason}"), *aborts]
-
-    def _aborts(self, run: RoundRun) -> list[Publish]:
-        """Return the ABORT messages of a round's groups that have aborted, as they were published."""
-        opened = run.opened
-        bodies = [(g.grouping, g.aborted) for g in run.groups.values() if g.aborted is not None]
-        return abort_messages(opened.task, opened.round, opened.attempt, bodies, self._home)
 
     def _end_run(self, words: list[Publish]) -> None:
         """Note that nothing is open any more, and what was said last."""
@@ -440,7 +382,7 @@ class Coordinator:
         with self._store.together():
             self._store.set_number(EPOCH_NUMBER, head.epoch)
             self._journal.begin(head)
-        self._epoch = self._rebuilder.new_epoch(head, now)
+        self._epoch = self._resumption.new_epoch(head, now)
         self._machine.advance("enough")
         out = sorted(self._conduct.sitting_out().intersection(online))
         without = f", without {', '.join(out)}" if out else ""
@@ -551,7 +493,7 @@ class Coordinator:
         if run.means:
             self._machine.advance("over")
             return []
-        record, aborts = running.record(run, None, now), self._aborts(run)
+        record, aborts = running.record(run, None, now), abort_messages(run, self._home)
         with self._store.together():
             self._store.end_round(running.task.name, record, running.model.digest)
             self._end_run([*aborts])

@@ -8,19 +8,21 @@ before the grace that every resumption grants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from covey_aggregator import spool
 from covey_aggregator.grouping import EpochRun
 from covey_aggregator.home import ServerHome
-from covey_aggregator.journal import RESUMED, Entry, EpochHead, Journal, JournalError, Recorded, RoundHead
+from covey_aggregator.journal import RESUMED, Entry, EpochHead, Head, Journal, JournalError, Recorded, RoundHead
 from covey_aggregator.models import ModelFolder
+from covey_aggregator.records import GroupRecord, RoundRecord
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.spool import Spool
+from covey_aggregator.store import Store, TaskRow
 from covey_protocol import envelope, topics
 from covey_protocol.digest import digest
-from covey_protocol.effects import Effect, Publish
+from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import CoveyError, MalformedError
@@ -30,20 +32,69 @@ from covey_protocol.payload import read, write
 from covey_protocol.roster import OpenRound, Trust
 
 
-@dataclass(frozen=True)
-class Rebuilder:
-    """What is needed to build up again what was open.
+class Resumption:
+    """What a new process does about what the one before had open.
 
-    Attributes:
+    Args:
         home, trust: The aggregator's.
-        journal: The open journal.
+        store, journal, models: Where everything is.
         spools: The folder of rounds' files.
     """
 
-    home: ServerHome
-    trust: Trust
-    journal: Journal
-    spools: Path
+    def __init__(
+        self, *, home: ServerHome, trust: Trust, store: Store, journal: Journal, spools: Path, models: ModelFolder
+    ) -> None:
+        self._home, self._trust, self._store = home, trust, store
+        self._journal, self._spools, self._models = journal, spools, models
+        self._awake = False
+
+    def wake(self) -> list[Effect]:
+        """Clear up what no open round needs, and say again what may not have been heard; once."""
+        if self._awake:
+            return []
+        self._awake = True
+        try:
+            head = self._journal.head()
+        except JournalError:
+            head = None
+        spool.clean(self._spools, spool_label(head.task, head.round, head.attempt) if _is_round(head) else "")
+        return [*_words_again(self._store.words(), self._models)]
+
+    def head(self, row: TaskRow, groupings: Sequence[Grouping]) -> tuple[Head | None, list[Effect]]:
+        """Return what the journal has open for a task, if it is of use; abort it if not."""
+        if not self._journal.is_open:
+            return None, []
+        try:
+            head = self._journal.head()
+        except JournalError as error:
+            return None, self.abandon(row, groupings, str(error))
+        if row.status == "stopping":
+            return None, self.abandon(row, groupings, "stopped by the operator", cause="stopped")
+        place = (head.task, head.round, head.attempt) if _is_round(head) else (row.task.name, row.round, row.attempt)
+        if head is None or (head.task, *place) != (row.task.name, row.task.name, row.round, row.attempt):
+            return None, self.abandon(row, groupings, "its journal is of another round")
+        return head, []
+
+    def abandon(
+        self, row: TaskRow, groupings: Sequence[Grouping], reason: str, *, cause: str = "journal"
+    ) -> list[Effect]:
+        """Abort what a journal has open that cannot be gone on with."""
+        aborts: list[Publish] = []
+        recorded = {(r.round, r.attempt) for r in self._store.rounds(row.task.name)}
+        with self._store.together():
+            if row.round and (row.round, row.attempt) not in recorded:
+                body = Abort(cause=cause, reason=reason[:400])
+                aborts = [_abort(row.task.name, row.round, row.attempt, each, body, self._home) for each in groupings]
+                details = [
+                    GroupRecord(group=each.group, members=[], survivors=[], cause=cause, reason=body.reason)
+                    for each in groupings
+                ]
+                record = RoundRecord.aborted(row.round, row.attempt, row.model.hex(), row.task.clip, details)
+                self._store.end_round(row.task.name, record, row.model)
+            self._store.put_words(aborts)
+            self._journal.clear()
+        spool.clean(self._spools)
+        return [Note("abandoned", f"task {row.task.name}: what was open is aborted: {reason}"), *aborts]
 
     def round(
         self, head: RoundHead, groupings: Sequence[Grouping], sequences: dict[str, int], now: float, wall: float
@@ -59,11 +110,11 @@ class Rebuilder:
         Raises:
             JournalError: It cannot be had.
         """
-        entries = self.journal.entries()
+        entries = self._journal.entries()
         try:
             manifest = read(Manifest, head.manifest)
             self._check_list(manifest)
-            kept = Spool.reopen(self.spools, spool_label(head.task, head.round, head.attempt))
+            kept = Spool.reopen(self._spools, spool_label(head.task, head.round, head.attempt))
         except CoveyError as error:
             raise JournalError(f"its journal is of no use: {error}") from error
         if not groupings or manifest.epoch != groupings[0].epoch:
@@ -72,10 +123,10 @@ class Rebuilder:
         run = RoundRun(
             opened=OpenRound(head.task, head.round, head.attempt, manifest, manifest_digest(head.manifest)),
             groupings=groupings,
-            trust=self.trust,
-            key=self.home.key,
+            trust=self._trust,
+            key=self._home.key,
             sequences=sequences,
-            journal=self.journal,
+            journal=self._journal,
             spool=kept,
             now=now - _elapsed(head, entries, wall),
         )
@@ -86,21 +137,21 @@ class Rebuilder:
             raise
         again = [effect for effect in said if run.wanted(effect)]
         _resume(run, now)
-        opened = open_message(run.opened, head.manifest, self.home)
+        opened = open_message(run.opened, head.manifest, self._home)
         return run, [opened, *again, *run.expecting()]
 
     def _check_list(self, manifest: Manifest) -> None:
         """Refuse a round under an older revocation list: who was in it may be revoked by now."""
-        held = self.trust.revocations.held
+        held = self._trust.revocations.held
         if manifest.revocations != held:
             raise MalformedError(f"it is under revocation list {manifest.revocations}, and {held} has come since")
 
     def epoch(self, head: EpochHead, now: float, wall: float) -> tuple[EpochRun, list[Effect]]:
         """Return the epoch's opening as it was, and what to say again; arguments and errors as for ``round``."""
-        revoked = sorted(name for name, key in head.members.items() if self.trust.revoked(key) is not None)
+        revoked = sorted(name for name, key in head.members.items() if self._trust.revoked(key) is not None)
         if revoked:
             raise JournalError(f"its list names {', '.join(revoked)}, revoked since")
-        entries = self.journal.entries()
+        entries = self._journal.entries()
         run = self.new_epoch(head, now - _elapsed(head, entries, wall))
         again = run.replay(entries)
         _resume(run, now)
@@ -109,14 +160,14 @@ class Rebuilder:
     def new_epoch(self, head: EpochHead, began: float) -> EpochRun:
         """Return an epoch's opening at its beginning."""
         return EpochRun(
-            fleet=self.home.fleet,
-            key=self.home.key,
+            fleet=self._home.fleet,
+            key=self._home.key,
             epoch=head.epoch,
             members=head.members,
             group_size=head.group_size,
             list_min=head.list_min,
             window=head.window,
-            journal=self.journal,
+            journal=self._journal,
             now=began,
         )
 
@@ -137,33 +188,30 @@ def open_message(opened: OpenRound, body: bytes, home: ServerHome) -> Publish:
     return Publish(topics.OPEN, opened.task, envelope.sign(body, context, home.key), retain=True)
 
 
-def abort_messages(
-    task: str, round_: int, attempt: int, aborts: Iterable[tuple[Grouping, Abort]], home: ServerHome
-) -> list[Publish]:
-    """Return the ABORT messages of some groups of a round; always the same bytes."""
+def abort_messages(run: RoundRun, home: ServerHome) -> list[Publish]:
+    """Return the ABORT messages of a round's groups that have aborted, as they were published."""
+    opened = run.opened
     return [
-        Publish(
-            topics.ABORT,
-            grouping.group,
-            envelope.sign(
-                write(body),
-                Context(
-                    fleet=home.fleet,
-                    kind=topics.ABORT,
-                    sender=AGGREGATOR,
-                    task=task,
-                    round=round_,
-                    attempt=attempt,
-                    roster=grouping.digest(),
-                ),
-                home.key,
-            ),
-        )
-        for grouping, body in aborts
+        _abort(opened.task, opened.round, opened.attempt, group.grouping, group.aborted, home)
+        for group in run.groups.values()
+        if group.aborted is not None
     ]
 
 
-def words_again(words: Iterable[Publish], models: ModelFolder) -> list[Publish]:
+def _abort(task: str, round_: int, attempt: int, grouping: Grouping, body: Abort, home: ServerHome) -> Publish:
+    context = Context(
+        fleet=home.fleet,
+        kind=topics.ABORT,
+        sender=AGGREGATOR,
+        task=task,
+        round=round_,
+        attempt=attempt,
+        roster=grouping.digest(),
+    )
+    return Publish(topics.ABORT, grouping.group, envelope.sign(write(body), context, home.key))
+
+
+def _words_again(words: Iterable[Publish], models: ModelFolder) -> list[Publish]:
     """Return what was said last and may not have been heard, with the step that a CLOSE names."""
     again = []
     for word in words:
@@ -185,9 +233,8 @@ def last_step(words: Iterable[Publish], task: str, model: bytes) -> Delta | None
     return None
 
 
-def clean_spools(folder: Path, head: RoundHead | EpochHead | None) -> None:
-    """Remove the files of all rounds that are not open."""
-    spool.clean(folder, spool_label(head.task, head.round, head.attempt) if isinstance(head, RoundHead) else "")
+def _is_round(head: Head | None) -> TypeGuard[RoundHead]:
+    return isinstance(head, RoundHead)
 
 
 def _resume(run: Recorded, now: float) -> None:
