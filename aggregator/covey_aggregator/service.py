@@ -52,7 +52,8 @@ from covey_protocol.ring import RingScale
 log = logging.getLogger("covey.aggregator")
 
 _TICK = 0.1
-_GATHER = 0.005  # seconds: what comes within it is committed together
+# Seconds: what comes within them is committed together. On a slow or busy disk they grow with what a commit takes.
+_GATHER, _GATHER_MAX = 0.005, 0.1
 _POLL = 1.0
 _HAVE_SECONDS = 120
 _BLOB_SECONDS = 600  # for which the broker keeps pieces for those who are away; later they ask for what they need
@@ -237,11 +238,14 @@ class Service:
             self._due.set()
 
     async def _flushing(self) -> None:
+        pause = _GATHER
         while True:
             await self._due.wait()
-            await asyncio.sleep(_GATHER)
+            await asyncio.sleep(pause)
             self._due.clear()
+            began = time.perf_counter()
             self._flush()
+            pause = min(_GATHER_MAX, max(_GATHER, 2 * (time.perf_counter() - began)))
 
     def _flush(self) -> None:
         """Commit, then act: publish, acknowledge, begin jobs."""
