@@ -129,7 +129,7 @@ def test_a_round_of_a_day_closes_with_all_who_wake_although_server_and_broker_we
                 broker.stop()
                 broker.start()
                 until(lambda: live.service.link.connections == 2, "the aggregator's second connection")
-                tap.client.reconnect()
+                until(tap.client.is_connected, "the tap's second connection")
                 while live.status() != "done":
                     assert sleepers.hours < 72, stage(live)
                     sleepers.hour()
