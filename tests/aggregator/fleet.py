@@ -109,8 +109,10 @@ def signed_state(
 class Device:
     """A device's real state machines and a random update a round."""
 
-    def __init__(self, name: str, operator: OperatorHome, home: ServerHome) -> None:
-        self.name, self.key, self.counter = name, SigningKey.generate(), 0
+    def __init__(
+        self, name: str, operator: OperatorHome, home: ServerHome, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self.name, self.key, self.counter = name, SigningKey(entropy(32)), 0
         bundle = provision(operator, home, name)
         self.secret = SigningKey(bundle.token_secret)  # an honest device destroys it
         endorsement = identity.endorse(self.secret, home.fleet, name, bytes(self.key.verify_key))
@@ -124,8 +126,9 @@ class Device:
             trust=self.trust,
             device=name,
             key=self.key,
-            entropy=os.urandom,
+            entropy=entropy,
         )
+        self.entropy = entropy
         self.pending: OpenRound | None = None
         self.round: DeviceRound | None = None
         self.round_class = DeviceRound
@@ -185,7 +188,7 @@ class Device:
             grouping=grouping,
             opened=opened,
             ledger=self.ledger,
-            entropy=os.urandom,
+            entropy=self.entropy,
         )
         return self.round.join()
 
@@ -239,10 +242,14 @@ class Fleet:
         wall_clock = lambda: self.wall + self.now  # noqa: E731
         return store, Coordinator(self.home, store, entropy=os.urandom, wall_clock=wall_clock)
 
+    def make_device(self, name: str) -> Device:
+        """Make a device that nobody has heard of yet."""
+        return Device(name, self.operator, self.home)
+
     def arrive(self, *names: str) -> None:
         """Bring new devices into the fleet."""
         for name in names:
-            self.devices[name] = Device(name, self.operator, self.home)
+            self.devices[name] = self.make_device(name)
             self.announce(name)
 
     def revoke(self, name: str, *options: str, taken_up: bool = True) -> None:

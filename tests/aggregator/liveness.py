@@ -140,12 +140,12 @@ class TimedFleet(Fleet):
         self.out: list[set[str]] = []
         self.arrive(*names)
 
-    def arrive(self, *names: str) -> None:
-        """Bring new devices into the fleet."""
-        super().arrive(*names)
-        for name in names:
-            if name in self._poisoners:
-                self.devices[name].round_class = SharePoisoner
+    def make_device(self, name: str) -> Device:
+        """Make a device whose randomness comes from the seed too: who is grouped with whom depends on it."""
+        device = Device(name, self.operator, self.home, self.chance.randbytes)
+        if name in self._poisoners:
+            device.round_class = SharePoisoner
+        return device
 
     def carry(self, effects: list[Effect]) -> None:
         """Carry out what the coordinator wants; when a round opens, everybody is back, and some will not stay."""
