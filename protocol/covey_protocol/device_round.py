@@ -14,13 +14,14 @@ import numpy as np
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
-from covey_protocol import envelope, identity, masking, prg, ring, roster, shamir, sharing, topics
-from covey_protocol.certificates import LEAVES, check_certificate, check_leaves, check_survivors
+from covey_protocol import envelope, identity, masking, prg, ring, roster, sharing, topics
+from covey_protocol.certificates import LEAVES, check_certificate, check_survivors
 from covey_protocol.complaints import Answers
+from covey_protocol.dealing import deal, take_in
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
-from covey_protocol.errors import PeerError, RefusedError, StateError
+from covey_protocol.errors import RefusedError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
@@ -49,7 +50,6 @@ from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
 from covey_protocol.round_table import DEVICE_TABLE, TRAINED, DeviceStage
 from covey_protocol.sealing import seal_anonymously
-from covey_protocol.sharing import Entry
 
 
 class DeviceRound:
@@ -85,7 +85,7 @@ class DeviceRound:
         self._secrets: masking.RoundSecrets | None = None
         self._join = b""
         self._roster: CheckedRoster | None = None
-        self._own_shares: tuple[bytes, bytes] | None = None
+        self._own_shares: sharing.Shares | None = None
         self._leaves = b""
         self._answers: Answers | None = None
         self._dealt: tuple[Member, ...] = ()
@@ -249,29 +249,13 @@ class DeviceRound:
             own=(self.name, self._join),
             sequence_of=self._ledger.peer_sequence,
         )
-        secrets, n, t = self._round_secrets(), len(checked), checked.t
-        polynomial = shamir.ENTROPY_BYTES * (t - 1)
-        masking_shares = shamir.split(secrets.masking, n, t, self._entropy(polynomial))
-        self_mask_shares = shamir.split(secrets.self_mask, n, t, self._entropy(polynomial))
+        self._roster = checked
         peers = [member for member in checked.members if member.name != self.name]
-        ephemeral = {peer.name: self._entropy(sharing.EPHEMERAL_BYTES) for peer in peers}
-        entries = {
-            peer.name: sharing.seal(
-                sharing.Shares(masking_shares[peer.place], self_mask_shares[peer.place]),
-                roster=checked.digest,
-                dealer=self.name,
-                receiver=peer.name,
-                public=peer.join.share_key,
-                ephemeral=ephemeral[peer.name],
-            )
-            for peer in peers
-        }
-        leaves = [entries[m.name].leaf() if m.name in entries else b"" for m in checked.members]
-        self._roster, self._answers = checked, Answers(self.name, ephemeral)
-        mine = self._me().place
-        self._own_shares = (masking_shares[mine], self_mask_shares[mine])
-        self._leaves = self._sign(LEAVES, Leaves(leaves=leaves), checked.digest)
-        body_out = Shares(leaves=self._leaves, entries=[(name, entry.array()) for name, entry in entries.items()])
+        dealing = deal(self._round_secrets(), self._me(), checked, self._entropy)
+        self._answers, self._own_shares = Answers(self.name, dealing.ephemeral), dealing.own
+        self._leaves = self._sign(LEAVES, Leaves(leaves=dealing.leaves), checked.digest)
+        entries = [(name, entry.array()) for name, entry in dealing.entries.items()]
+        body_out = Shares(leaves=self._leaves, entries=entries)
         marks: list[Effect] = [self._ledger.saw_peer(peer.name, peer.join.sequence) for peer in peers]
         for member in checked.members:
             marks += self._ledger.pin(member.token, member.key)
@@ -279,41 +263,22 @@ class DeviceRound:
         return [*marks, rostered, Send(topics.SHARES, self._sign(topics.SHARES, body_out, checked.digest))]
 
     def _on_dealt(self, body: bytes) -> list[Effect]:
-        current, secrets = self._current(), self._round_secrets()
-        message = read(Dealt, body)
-        dealers = current.in_order([name for name, _ in message.dealt], "the list D")
-        if len(dealers) < max(current.t, current.a_min):
-            raise RefusedError(f"only {len(dealers)} of {len(current)} members dealt", cause="dealt")
-        signed = dict(message.dealt)
-        if signed.get(self.name) != self._leaves:
-            raise RefusedError("the list D holds other leaves of this device than it signed", cause="dealt")
-        entries = {name: Entry(*array) for name, array in message.entries}
-        place, held = self._me().place, {}
-        bad: dict[str, str] = {}
-        for dealer in dealers:
-            if dealer.name == self.name:
-                continue
-            leaves = check_leaves(signed[dealer.name], dealer, current, self.opened, self._trust.fleet)
-            entry = entries.get(dealer.name)
-            if entry is None or leaves[place] != entry.leaf():
-                raise RefusedError(f"the entry from {dealer.name!r} is missing or was changed", cause="dealt")
-            try:
-                held[dealer.name] = sharing.unseal(
-                    entry,
-                    roster=current.digest,
-                    dealer=dealer.name,
-                    receiver=self.name,
-                    public=self._me().join.share_key,
-                    secret=secrets.sharing,
-                )
-            except PeerError as error:
-                bad[dealer.name] = str(error)
-        self._dealt, self._held = tuple(dealers), held
+        current, message = self._current(), read(Dealt, body)
+        column = take_in(
+            message,
+            me=self._me(),
+            secret=self._round_secrets().sharing,
+            leaves=self._leaves,
+            roster=current,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        self._dealt, self._held = column.dealers, column.shares
         self._dealt_digest = roster.dealt_digest(message.dealt)
-        if not bad:
+        if not column.bad:
             return []
-        complaint = self._sign(topics.COMPLAINT, Complaint(dealers=list(bad)), current.digest)
-        return [*(Note("bad-share", reason) for reason in bad.values()), Send(topics.COMPLAINT, complaint)]
+        complaint = self._sign(topics.COMPLAINT, Complaint(dealers=list(column.bad)), current.digest)
+        return [*(Note("bad-share", reason) for reason in column.bad.values()), Send(topics.COMPLAINT, complaint)]
 
     def _on_complaint(self, body: bytes) -> list[Effect]:
         """Show the aggregator the entries that peers complain of, each to its own receiver's account."""
@@ -361,8 +326,7 @@ class DeviceRound:
             fleet=self._trust.fleet,
         )
         assert self._own_shares is not None
-        own_masking, own_self_mask = self._own_shares
-        held = {**self._held, self.name: sharing.Shares(own_masking, own_self_mask)}
+        held = {**self._held, self.name: self._own_shares}
         in_sum = set(self._survivors)
         revealed = RevealedShares(
             self_mask=[(m.name, held[m.name].self_mask) for m in self._dealt if m.name in in_sum and m.name in held],

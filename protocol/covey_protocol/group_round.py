@@ -1,211 +1,46 @@
 """The aggregator's side of one group in one round.
 
-Bytes in, effects out, time passed in; the masked vectors are folded into one sum as they arrive, so a group costs O(d)
-memory however large it is. A message that breaks a rule raises and changes nothing. The group ends with a sum over
-exactly the survivors its members signed for, or aborted with its reason.
+Bytes in, effects out, time passed in. What members say is checked and kept by ``GroupInbox``; here stands when the
+group leaves a stage and what its members are told. It ends with a sum over exactly the survivors that its members
+signed for, or aborted with its reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-from nacl.signing import SigningKey
-
-from covey_protocol import envelope, roster, topics
-from covey_protocol.certificates import check_leaves, read_consent, read_masked
-from covey_protocol.complaints import ComplaintBook, check_complaint
-from covey_protocol.digest import content_digest
-from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
-from covey_protocol.epochs import Grouping
-from covey_protocol.errors import RefusedError, StaleError, StateError
-from covey_protocol.identity import AGGREGATOR
-from covey_protocol.machine import Machine
+from covey_protocol import roster, topics
+from covey_protocol.effects import Effect, Note
+from covey_protocol.errors import StateError
+from covey_protocol.group_inbox import GroupInbox
 from covey_protocol.messages import (
     REASON_MAX,
     Abort,
-    Answer,
-    Complaints,
     Dealt,
-    Decline,
-    EphemeralKeys,
-    Reveal,
-    RevealedShares,
     Roster,
-    Shares,
     Survivors,
     Unmask,
 )
-from covey_protocol.payload import Payload, read, write
+from covey_protocol.payload import write
 from covey_protocol.prg import Ring
-from covey_protocol.ring import METRICS
-from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
-from covey_protocol.round_table import GROUP_TABLE, GroupStage
-from covey_protocol.sealing import open_sealed
-from covey_protocol.sharing import Entry
-from covey_protocol.unmasking import Revealed, check_reveal, unmask_sum
+from covey_protocol.roster import CheckedRoster, Member
+from covey_protocol.round_table import GroupStage
+from covey_protocol.unmasking import unmask_sum
 
-COMPLAINING = frozenset({GroupStage.MASKING, GroupStage.SIGNING, GroupStage.UNMASKING})
-"""From the moment at which members have their shares to the moment at which the shares are needed."""
 _LAST_JOINS = 5.0  # seconds, for joins that are on their way when nobody else will join
 
 
-class GroupRound:
-    """One group in one round.
-
-    Args:
-        trust: The fleet's anchors; its pins are the aggregator's.
-        key: The aggregator's signing key.
-        sealing: X25519 secret and public key to which reveals are sealed.
-        grouping: The group.
-        opened: The round's manifest.
-        sequences: The last join sequence seen from each device.
-        now: Seconds on the caller's monotonic clock.
-    """
-
-    def __init__(
-        self,
-        *,
-        trust: Trust,
-        key: SigningKey,
-        sealing: tuple[bytes, bytes],
-        grouping: Grouping,
-        opened: OpenRound,
-        sequences: dict[str, int],
-        now: float,
-    ) -> None:
-        self.grouping, self.opened = grouping, opened
-        self._trust, self._key, self._sealing = trust, key, sealing
-        self._sequences = sequences
-        self._machine = Machine(GROUP_TABLE, GroupStage.JOINING, f"group {grouping.group}")
-        self.deadline = now + opened.manifest.windows.join
-        self._joins: dict[str, tuple[bytes, Member]] = {}
-        self.roster: CheckedRoster | None = None
-        self._shares: dict[str, tuple[bytes, dict[str, Entry]]] = {}
-        self.dealt: tuple[str, ...] = ()
-        self._dealt_digest = b""
-        self._masked: dict[str, tuple[bytes, bytes]] = {}
-        self._total: Ring | None = None
-        self._arrived: set[str] = set()
-        self.survivors: tuple[str, ...] = ()
-        self._survivors_digest = b""
-        self._consents: dict[str, bytes] = {}
-        self._revealed: dict[str, Revealed] = {}
-        self.declined: dict[str, str] = {}
-        self._lost: dict[str, float] = {}  # and until when each is waited for
-        self._passed_over: set[str] = set()
-        self.aborted: Abort | None = None
-        self.causers: frozenset[str] = frozenset()
-        self.complaints = ComplaintBook()
-        self.revealers: frozenset[str] = frozenset()
-        self._drop_revoked()
-
-    @property
-    def stage(self) -> GroupStage:
-        """What the group waits for."""
-        return self._machine.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more is waited for: the sum can be made, was made, or never will be."""
-        return self.stage in (GroupStage.SUMMING, GroupStage.CLOSED, GroupStage.ABORTED)
-
-    def awaited(self) -> set[str]:
-        """Return the members whose answer is missing in the present stage."""
-        return self._silent() - set(self.declined) - self._passed_over
-
-    def lost(self, name: str, until: float) -> None:
-        """Wait for a member no longer than until then: its connection is gone. It may answer all the same."""
-        self._lost.setdefault(name, until)
-
-    def is_lost(self, name: str) -> bool:
-        """Whether a member's connection is gone, as far as anybody has said."""
-        return name in self._lost
-
-    @property
-    def passed_over(self) -> frozenset[str]:
-        """The members who are waited for no longer because they are lost."""
-        return frozenset(self._passed_over)
-
-    def returned(self, name: str) -> None:
-        """Wait for a member again."""
-        self._lost.pop(name, None)
-        self._passed_over.discard(name)
-
-    def _silent(self) -> set[str]:
-        before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
-        return (self._members() if before_dealing else set(self.dealt)) - self._answered()
-
-    def _members(self) -> set[str]:
-        """Return who is on the roster, or may come onto it."""
-        return {member.name for member in self.roster.members} if self.roster else {n for n, _ in self.grouping.members}
-
-    def _answered(self) -> set[str]:
-        """Return who has answered in the present stage; where nobody is asked, that is everybody."""
-        return {
-            GroupStage.JOINING: set(self._joins),
-            GroupStage.SHARING: set(self._shares),
-            GroupStage.MASKING: self._arrived,
-            GroupStage.SIGNING: set(self._consents),
-            GroupStage.UNMASKING: set(self._revealed),
-        }.get(self.stage, self._members())
+class GroupRound(GroupInbox):
+    """One group in one round; arguments as ``GroupInbox``."""
 
     def receive(self, kind: str, name: str, data: bytes, now: float) -> list[Effect]:
-        """Take a member's message.
-
-        Raises:
-            PeerError: It breaks a rule or comes late; nothing has changed.
-        """
-        if kind == topics.DECLINE:
-            return [*self._on_decline(name, self.opened.matches(data)), *self._go_on(now)]
-        rows = {
-            topics.JOIN: ({GroupStage.JOINING}, self._on_join),
-            topics.SHARES: ({GroupStage.SHARING}, self._on_shares),
-            topics.MASKED: ({GroupStage.MASKING}, self._on_masked),
-            topics.SURVIVORS: ({GroupStage.SIGNING}, self._on_consent),
-            topics.UNMASK: ({GroupStage.UNMASKING}, self._on_reveal),
-            topics.COMPLAINT: (COMPLAINING, self._on_complaint),
-            topics.ANSWER: (COMPLAINING, self._on_answer),
-        }
-        if kind not in rows:
-            raise RefusedError(f"{kind} is no message of a round", cause="kind")
-        stages, handler = rows[kind]
-        message = self.opened.matches(data)
-        if self.stage not in stages:
-            raise StaleError(f"{kind} from {name!r} in stage {self.stage}", cause="stage")
-        if kind == topics.JOIN:
-            return [*self._on_join(name, data), *self._go_on(now)]
-        member = self.roster.member(name) if self.roster else None
-        if member is None:
-            raise RefusedError(f"{kind} from {name!r}, who is not on the roster", cause="roster")
-        assert self.roster is not None
-        context = self.opened.context(self._trust.fleet, kind, name, self.roster.digest)
-        envelope.verify(message, context, member.key)
-        return [*handler(name, data), *self._go_on(now)]
+        """Take a member's message, and go on if it was the last one waited for; errors as ``take``."""
+        return [*self.take(kind, name, data), *self._go_on(now)]
 
     def vector(self, name: str, blob: bytes, now: float) -> list[Effect]:
-        """Take a masked vector whose digest the member has signed; its reassembly has checked the digest."""
-        if self.stage is not GroupStage.MASKING or name in self._arrived or name not in self._masked:
-            raise StaleError(f"masked vector of {name!r} in stage {self.stage}", cause="stage")
-        if len(blob) != self._vector_bytes():
-            raise RefusedError(
-                f"masked vector of {name!r} has {len(blob)} bytes instead of {self._vector_bytes()}", cause="size"
-            )
-        if content_digest(blob) != self._masked[name][1]:
-            raise RefusedError(f"masked vector of {name!r} is not the one it signed", cause="digest")
-        vector = np.frombuffer(blob, "<u2")
-        if self._total is None:
-            self._total = np.zeros(len(vector), np.uint16)
-        self._total += vector
-        self._arrived.add(name)
+        """Take a masked vector, and go on if it was the last one waited for; errors as ``take_vector``."""
+        self.take_vector(name, blob)
         return self._go_on(now)
-
-    def expecting(self) -> list[Effect]:
-        """Return the vectors that members have signed for and that have not arrived."""
-        if self.stage is not GroupStage.MASKING:
-            return []
-        size = self._vector_bytes()
-        return [Expect(name, digest, size) for name, (_, digest) in self._masked.items() if name not in self._arrived]
 
     def tick(self, now: float) -> list[Effect]:
         """Go on without those who have not answered in time, or abort when they are too many."""
@@ -301,37 +136,6 @@ class GroupRound:
             case _:
                 return effects + self._finish()
 
-    def _on_join(self, name: str, data: bytes) -> list[Effect]:
-        places = {member: place for place, (member, _) in enumerate(self.grouping.members)}
-        if name in self._joins:
-            raise StaleError(f"{name!r} has joined already", cause="repeated")
-        if name not in places:
-            raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
-        member = roster.check_join(
-            data, name, places[name], opened=self.opened, grouping=self.grouping, trust=self._trust
-        )
-        roster.check_sequences([member], lambda peer: self._sequences.get(peer, 0))
-        if any(member.token == other.token for _, other in self._joins.values()):
-            raise RefusedError(f"{name!r} holds the token of another member", cause="same-token")
-        self._sequences[name] = member.join.sequence
-        self._joins[name] = (data, member)
-        return []
-
-    def _on_decline(self, name: str, message: envelope.Envelope) -> list[Effect]:
-        """Wait no longer for a member that leaves; for the sum it counts like one that fell silent."""
-        if self.finished or name in self.declined:
-            raise StaleError(f"{name!r} leaves in stage {self.stage}", cause="stage")
-        key = dict(self.grouping.members).get(name)
-        if key is None or (self.roster is not None and self.roster.member(name) is None):
-            raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
-        bound = self.roster.digest if self.roster is not None else self.grouping.digest()
-        context = self.opened.context(self._trust.fleet, topics.DECLINE, name, bound)
-        decline = read(Decline, envelope.verify(message, context, key))
-        if self.roster is None:
-            self._joins.pop(name, None)
-        self.declined[name] = decline.reason
-        return [Note("declined", f"{name} leaves group {self.grouping.group}: {decline.cause}: {decline.reason}")]
-
     def new_list(self, now: float) -> list[Effect]:
         """Hear that the operator's revocation list is a newer one, and go on without members whom it names.
 
@@ -346,15 +150,6 @@ class GroupRound:
             return []
         note = Note("revoked", f"group {self.grouping.group} goes on without {', '.join(gone)}, revoked meanwhile")
         return [note, *self._go_on(now)]
-
-    def _drop_revoked(self) -> list[str]:
-        revoked = [name for name, key in self.grouping.members if self._trust.revoked(key) is not None]
-        gone = [name for name in revoked if name not in self.declined]
-        for name in gone:
-            self.declined[name] = "revoked"
-            if self.roster is None:
-                self._joins.pop(name, None)
-        return gone
 
     def _publish_roster(self) -> list[Effect]:
         limits = self.opened.manifest
@@ -374,24 +169,6 @@ class GroupRound:
         self._machine.advance(topics.ROSTER)
         return [self._publish(topics.ROSTER, body, b"")]
 
-    def _on_shares(self, name: str, data: bytes) -> list[Effect]:
-        current = self._current()
-        if name in self._shares:
-            raise StaleError(f"{name!r} has dealt already", cause="repeated")
-        message = read(Shares, envelope.parse(data).payload)
-        dealer = current.member(name)
-        assert dealer is not None
-        leaves = check_leaves(message.leaves, dealer, current, self.opened, self._trust.fleet)
-        entries = {receiver: Entry(*array) for receiver, array in message.entries}
-        for member in current.members:
-            if member.name == name:
-                continue
-            entry = entries.get(member.name)
-            if entry is None or entry.leaf() != leaves[member.place]:
-                raise RefusedError(f"{name!r} dealt no entry for {member.name!r} that it signed", cause="share")
-        self._shares[name] = (message.leaves, entries)
-        return []
-
     def _publish_dealt(self) -> list[Effect]:
         current = self._current()
         dealers = [member.name for member in current.members if member.name in self._shares]
@@ -408,52 +185,6 @@ class GroupRound:
             effects.append(self._deliver(receiver, topics.DEALT, Dealt(dealt=dealt, entries=column)))
         return effects
 
-    def _on_masked(self, name: str, data: bytes) -> list[Effect]:
-        if name in self._masked:
-            raise StaleError(f"{name!r} has sent its masked vector already", cause="repeated")
-        if name not in self.dealt:
-            raise RefusedError(f"{name!r} did not deal", cause="dealt")
-        current = self._current()
-        member = current.member(name)
-        assert member is not None
-        masked = read_masked(
-            data,
-            member,
-            roster=current,
-            dealt_digest=self._dealt_digest,
-            opened=self.opened,
-            fleet=self._trust.fleet,
-        )
-        expected = self._vector_bytes()
-        if masked.vector.bytes != expected:
-            raise RefusedError(f"{name!r} masked {masked.vector.bytes} bytes instead of {expected}", cause="size")
-        self._masked[name] = (data, masked.vector.digest)
-        return [Expect(name, masked.vector.digest, masked.vector.bytes)]
-
-    def _on_complaint(self, name: str, data: bytes) -> list[Effect]:
-        """Pass a complaint on to the dealers it names."""
-        current = self._current()
-        sender = current.member(name)
-        assert sender is not None
-        dealers = check_complaint(data, sender, roster=current, opened=self.opened, fleet=self._trust.fleet)
-        if name not in self.dealt or not set(dealers) <= set(self.dealt):
-            raise RefusedError(f"{name!r} complains of shares that were not dealt", cause="complaint")
-        new = self.complaints.file(name, dealers)
-        if not new:
-            raise StaleError(f"{name!r} has complained already", cause="repeated")
-        effects: list[Effect] = [Note("bad-share", f"{name} cannot use the shares of {', '.join(new)}")]
-        relayed = Complaints(complaints=[(name, data)])
-        return effects + [self._deliver(dealer, topics.COMPLAINT, relayed) for dealer in new]
-
-    def _on_answer(self, name: str, data: bytes) -> list[Effect]:
-        secret, public = self._sealing
-        sealed = read(Answer, envelope.parse(data).payload).sealed
-        keys = read(EphemeralKeys, open_sealed(sealed, public, secret)).keys
-        if name not in self.dealt:
-            raise RefusedError(f"{name!r} did not deal", cause="complaint")
-        verdicts = self.complaints.judge(name, keys, roster=self._current(), entries=self._shares[name][1])
-        return [Note("blamed", f"group {self.grouping.group}: {who}: {why}") for who, why in verdicts]
-
     def _publish_survivors(self) -> list[Effect]:
         current = self._current()
         hopeless = self.complaints.unrestorable(self.dealt, current.t, proven=False)
@@ -469,19 +200,6 @@ class GroupRound:
         body = Survivors(survivors=[(name, self._masked[name][0]) for name in survivors])
         return [self._publish(topics.SURVIVORS, body, current.digest)]
 
-    def _on_consent(self, name: str, data: bytes) -> list[Effect]:
-        current = self._current()
-        member = current.member(name)
-        assert member is not None
-        if name in self._consents:
-            raise StaleError(f"{name!r} has signed already", cause="repeated")
-        if read_consent(data, member, roster=current, opened=self.opened, fleet=self._trust.fleet) != (
-            self._survivors_digest
-        ):
-            raise RefusedError(f"{name!r} signed another set than was published", cause="survivors")
-        self._consents[name] = data
-        return []
-
     def _publish_certificate(self) -> list[Effect]:
         current = self._current()
         signers = [member.name for member in current.members if member.name in self._consents]
@@ -490,27 +208,6 @@ class GroupRound:
         self._machine.advance(topics.UNMASK)
         body = Unmask(certificate=[(name, self._consents[name]) for name in signers[: current.t]])
         return [self._publish(topics.UNMASK, body, current.digest)]
-
-    def _on_reveal(self, name: str, data: bytes) -> list[Effect]:
-        if name in self._revealed:
-            raise StaleError(f"{name!r} has revealed already", cause="repeated")
-        secret, public = self._sealing
-        sealed = read(Reveal, envelope.parse(data).payload).sealed
-        shares = read(RevealedShares, open_sealed(sealed, public, secret))
-        entries = {dealer: held for dealer, (_, held) in self._shares.items()}
-        self._revealed[name] = check_reveal(
-            shares,
-            name,
-            roster=self._current(),
-            dealt=self.dealt,
-            survivors=self.survivors,
-            entries=entries,
-            excused=self.complaints.excused(name),
-        )
-        return []
-
-    def _shares_held(self) -> dict[str, Revealed]:
-        return self.complaints.complete(self._revealed, self.survivors)
 
     def _restorable(self) -> bool:
         """Whether every secret that is needed has t shares."""
@@ -531,19 +228,3 @@ class GroupRound:
         self.revealers = frozenset(self._revealed)
         self._machine.advance("sum")
         return []
-
-    def _vector_bytes(self) -> int:
-        """Two bytes a parameter and metric; what a member signs and what then comes are both held to it."""
-        return self.opened.manifest.model.bytes // 2 + 2 * len(METRICS)
-
-    def _current(self) -> CheckedRoster:
-        assert self.roster is not None
-        return self.roster
-
-    def _deliver(self, device: str, kind: str, body: Payload) -> Deliver:
-        context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, self._current().digest, recipient=device)
-        return Deliver(device, kind, envelope.sign(write(body), context, self._key))
-
-    def _publish(self, kind: str, body: Payload, bound: bytes) -> Publish:
-        context = self.opened.context(self._trust.fleet, kind, AGGREGATOR, bound)
-        return Publish(kind, self.grouping.group, envelope.sign(write(body), context, self._key))
