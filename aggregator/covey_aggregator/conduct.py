@@ -11,7 +11,7 @@ finish, do after a few aborts of their groups, in whatever stage they refuse.
 - Whenever groups are drawn anew, everybody with two strikes is *sentenced*: the list does not name them for ten rounds,
   then twenty, then forty and so on. They come back on their last warning. A flaky link is no crime, but coming back to
   abort again gets dearer every time.
-- Who is proven to have dealt bad shares has three strikes at once, which no finished round clears; a group that aborts
+- Who is proven to have lied about shares has three strikes at once, which no finished round clears; a group that aborts
   with such a member falls at once, and the first sentence is eighty rounds. No flaky link deals bad shares.
 - At most a third is left out at once, the worst first. When more than that fail alike, it is the weather.
 - Where a sum is spoilt and nobody is proven to have done it, all its members are suspects. Those who are suspects again
@@ -96,7 +96,7 @@ class Conduct:
             causers: For every group that aborted, whose answers were missing or wrong.
             finishers: Devices that did their part to the end in a group that closed.
             suspects: For every group that aborted and of which nobody knows why, who may have spoilt it.
-            proven: Devices that are proven to have dealt bad shares, whether their group aborted or not.
+            proven: Devices that are proven to have lied about shares, whether their group aborted or not.
         """
         state, suspected = self._state, suspects or {}
         state.rounds += 1

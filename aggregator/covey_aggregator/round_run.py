@@ -216,8 +216,8 @@ class RoundRun(Recorded):
         return []
 
     def proven(self) -> set[str]:
-        """Return the devices that are proven to have dealt bad shares."""
-        return {dealer for group in self.groups.values() for dealer, _ in group.complaints.bad} | self.culprits
+        """Return the devices that are proven to have dealt bad shares, or to have complained of good ones."""
+        return {name for group in self.groups.values() for name in group.complaints.blamed} | self.culprits
 
     def new_list(self, now: float) -> list[Effect]:
         """Hear that the operator's revocation list is a newer one; see ``GroupRound.new_list``.

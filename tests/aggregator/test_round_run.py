@@ -132,3 +132,11 @@ def test_whoever_is_proven_to_have_spoilt_a_sum_caused_the_abort(fleet: Fleet) -
     name = min(run.groups)
     run.summed(name, None, "the shares of 'pi-3' are wrong", fleet.now, ["pi-3", "pi-4"])
     assert run.groups[name].causers == run.proven() == {"pi-3", "pi-4"}
+
+
+def test_whoever_complains_without_reason_is_proven_although_the_group_closes(fleet: Fleet) -> None:
+    run = until_summing(fleet)
+    group = run.groups[min(run.groups)]
+    assert not run.proven()
+    group.complaints.blamed["pi-2"] = "complained of a good share"
+    assert run.proven() == {"pi-2"}
