@@ -75,7 +75,7 @@ def run_command(home: Path) -> None:
     )
     running = RunningAgent(enrolled)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: running.agent.stop())
+        signal.signal(number, lambda *_: running.leave())
     options = running.link.options
     logging.getLogger("covey.agent").info(
         "%s of fleet %s, broker %s:%s", enrolled.device, enrolled.fleet, options.host, options.port
@@ -126,6 +126,8 @@ def _in_words(report: dict[str, Any]) -> str:
     if exposure:
         cap = f", of at most {exposure['max']}" if exposure["max"] else ""
         lines.append(f"exposure: {exposure['sets']} different sums in {exposure['groupings']} groupings{cap}")
+        if exposure.get("forgotten"):
+            lines.append(f"{exposure['forgotten']} of them are joins that were forgotten when the disk was put back")
     for cause, count in (report.get("refusals") or {}).items():
         lines.append(f"refused {count} messages: {cause}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -42,20 +43,30 @@ class RunningAgent:
         round_class: type[DeviceRound] = DeviceRound,
         database: Path | str | None = None,
     ) -> None:
-        profile = load_profile(home.config.profile or home.stored.profile)
+        self._home = home
+        self._profile = load_profile(home.config.profile or home.stored.profile)
         self._own_executor = ThreadPoolExecutor(1, "covey-training") if executor is None else None
         if database is None and _has_lost_its_ledger(home):
             log.warning("%s is new or empty, though %s has taken part before", home.database, home.device)
         self.store = Store(database or home.database)
+        self._make_agent = functools.partial(
+            Agent,
+            home,
+            profile=self._profile,
+            store=self.store,
+            executor=executor or self._own_executor,  # type: ignore[arg-type]
+            make_trainer=make_trainer,
+            round_class=round_class,
+        )
+        self._leaving = False
+        self._build()
+        self._thread = threading.Thread(target=self.run, name=f"covey-agent-{home.device}", daemon=True)
+
+    def _build(self) -> None:
+        """Make an agent from what is on the disk, and its link."""
+        home = self._home
         try:
-            self.agent = Agent(
-                home,
-                profile=profile,
-                store=self.store,
-                executor=executor or self._own_executor,  # type: ignore[arg-type]
-                make_trainer=make_trainer,
-                round_class=round_class,
-            )
+            self.agent = self._make_agent()
         except (ValueError, LocalError) as error:
             self.store.close()
             raise ConfigError(
@@ -63,29 +74,42 @@ class RunningAgent:
                 f"start again: the device keeps its identity, and the aggregator tells it how far it was"
             ) from error
         events = LinkEvents(on_message=self.agent.deliver_and_wait, on_connect=self.agent.connected)
-        self.link = MqttLink(link_options(home, profile, self.agent.will()), self.store.outbox, events)
-        self._thread = threading.Thread(target=self.run, name=f"covey-agent-{home.device}", daemon=True)
+        self.link = MqttLink(link_options(home, self._profile, self.agent.will()), self.store.outbox, events)
 
     def start(self) -> None:
         """Run in the background."""
         self._thread.start()
 
     def run(self) -> None:
-        """Run here until ``stop`` is called."""
+        """Run here until ``stop`` or ``leave`` is called."""
         try:
-            self.agent.run(self.link)
+            self._run_once()
+            while self.agent.starts_anew and not self._leaving:
+                self._build()
+                self._run_once()
+        finally:
+            if self._own_executor is not None:
+                self._own_executor.shutdown(wait=False, cancel_futures=True)
+            self.store.close()
+
+    def _run_once(self) -> None:
+        try:
+            if not self._leaving:
+                self.agent.run(self.link)
         finally:
             if self.link.connected:
                 self.link.drain(_DRAIN_SECONDS)
             self.link.stop()
             self.agent.finish()
-            if self._own_executor is not None:
-                self._own_executor.shutdown(wait=False, cancel_futures=True)
-            self.store.close()
+
+    def leave(self) -> None:
+        """Ask ``run`` to return; may be called by a signal handler."""
+        self._leaving = True
+        self.agent.stop()
 
     def stop(self) -> None:
         """Leave cleanly."""
-        self.agent.stop()
+        self.leave()
         if self._thread.is_alive():
             self._thread.join(2 * _DRAIN_SECONDS)
 

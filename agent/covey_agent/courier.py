@@ -17,8 +17,10 @@ from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.envelope import Context, open_signed, sign
 from covey_protocol.errors import LocalError, StaleError, StateError
 from covey_protocol.identity import AGGREGATOR
+from covey_protocol.ledger import DeviceLedger
 from covey_protocol.messages import Have, State, Want
 from covey_protocol.payload import read, write
+from covey_protocol.recall import read_recall
 
 log = logging.getLogger("covey.agent")
 
@@ -118,6 +120,41 @@ class Courier:
                 if not self._store.outbox.holds(topic):
                     self._store.outbox.put(topic, data, tag=task)
         self._kick()
+
+    def recall(self, payload: bytes, ledger: DeviceLedger) -> bool:
+        """Go on from where this device had been before its disk was put back, as its own signatures prove.
+
+        Args:
+            payload: A RECALL.
+            ledger: This device's marks.
+
+        Returns:
+            Whether the agent has to start anew, because its Last Will counts too low.
+
+        Raises:
+            PeerError: It proves nothing, or nothing that this device does not know.
+        """
+        recalled = read_recall(
+            payload,
+            fleet=self._home.fleet,
+            device=self._home.device,
+            own_key=bytes(self._home.key.verify_key),
+            aggregator_key=self._home.delegation.aggregator_key,
+        )
+        had = ledger.forgotten
+        marks = ledger.put_back(recalled.sequence, recalled.task, recalled.round, recalled.attempt)
+        anew = recalled.counter > self._counter
+        if anew:
+            marks.append(Remember(STARTS, str(recalled.counter).encode()))
+        if not marks:
+            raise StaleError("a recall of what this device knows", cause="replayed")
+        self.carry(marks)
+        log.error(
+            "%s: this disk is older than what the device has signed: it was put back from an image, was copied, or has "
+            "lost its database. %d joins are forgotten: they count as exposure; which models they masked for is lost",
+            *(self._home.device, ledger.forgotten - had),
+        )
+        return anew
 
     def send_again(self, payload: bytes) -> None:
         """Send the pieces of a masked vector that the aggregator lacks, as a HAVE message says.

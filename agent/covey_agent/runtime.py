@@ -129,6 +129,7 @@ class Agent:
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
         self._stopping = self._announce_due = False
+        self.starts_anew = False
         self._holds = ""
         self._hushed: tuple[float, float] | None = None  # nothing is joined until the first, at most until the second
         self._repeat: tuple[float, set[str]] | None = None  # when, and of which tasks, what a broker may have forgotten
@@ -165,7 +166,7 @@ class Agent:
         return self._courier.state("lost")
 
     def run(self, link: Link) -> None:
-        """Take part until ``stop``."""
+        """Take part until ``stop``, or until ``starts_anew`` says that another agent has to go on from its marks."""
         self._stopping = False
         self._courier.attach(link)
         fleet, device = self.home.fleet, self.home.device
@@ -191,6 +192,8 @@ class Agent:
             self._catch_up(event)
             self._ask()
             self._status.write(self.snapshot)
+        if self.starts_anew:
+            return
         try:
             self._courier.announce("left", bool(self._holds))
         except _SURVIVABLE as error:  # such as a full outbox; the Last Will says it in the end
@@ -233,6 +236,7 @@ class Agent:
                 "groupings": len(self.ledger.exposures()),
                 "max": self.home.policy.exposure_max or None,
                 "by_grouping": self.ledger.exposures(),
+                "forgotten": self.ledger.forgotten,
             },
             "refusals": dict(self.refusals.counts),
         }
@@ -309,6 +313,9 @@ class Agent:
                 self._on_blob(piece.digest, blob)
                 return
             payload = blob
+        self._on_signed(place, payload)
+
+    def _on_signed(self, place: topics.Topic, payload: bytes) -> None:
         if place.kind in _EPOCH_KINDS:
             self._courier.carry(self._epoch.receive(place.kind, payload))
             if place.kind == topics.GROUPS:
@@ -319,6 +326,10 @@ class Agent:
         elif place.kind == topics.REVOCATIONS:
             self._revoked.on_head(payload)
             self._go_on()
+        elif place.kind == topics.RECALL:
+            if self._courier.recall(payload, self.ledger):
+                self.starts_anew = True
+                self.stop()
         elif place.kind == topics.HAVE:
             self._courier.send_again(payload)
         else:

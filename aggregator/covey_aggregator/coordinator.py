@@ -20,7 +20,7 @@ from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
 from covey_aggregator.home import MODELS, SPOOLS, ServerHome
 from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
 from covey_aggregator.models import ModelFolder
-from covey_aggregator.registry import Registry
+from covey_aggregator.registry import WENT_BACK, Registry
 from covey_aggregator.regrouping import Regrouping
 from covey_aggregator.resume import Resumption, abort_messages, last_step, manifest_digest, open_message, spool_label
 from covey_aggregator.revocations import RevocationDesk
@@ -31,13 +31,14 @@ from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import Task
 from covey_aggregator.windows import Paces
 from covey_protocol import topics
-from covey_protocol.effects import Effect, Note, Publish
-from covey_protocol.errors import CoveyError, StaleError
+from covey_protocol.effects import Deliver, Effect, Note, Publish
+from covey_protocol.errors import CoveyError, PeerError, RefusedError, StaleError
 from covey_protocol.machine import Machine
 from covey_protocol.masking import public_key
 from covey_protocol.messages import Manifest, Windows
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
+from covey_protocol.recall import write_recall
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import GroupStage
 from covey_protocol.thresholds import ROSTER_MIN
@@ -61,6 +62,7 @@ TABLE = {
     Phase.COMBINING: {"next": Phase.GATHERING, "end": Phase.IDLE},
 }
 
+_RECALL_SECONDS = 10.0  # a device is told how far it was at most so often
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
 _CONDUCT, _REGROUPING, _PACES = "conduct", "regrouping", "paces"
 
@@ -100,6 +102,8 @@ class Coordinator:
         self._epoch: EpochRun | None = None
         self.run: RoundRun | None = None
         self._last_arrival = 0.0
+        self._recalled: dict[str, float] = {}
+        self._put_back: set[str] = set()  # recalled, and not heard in a round since: their groups may be lost to them
         self._journal = Journal(store)
         self._spools = home.path / SPOOLS
         self._resumption = Resumption(
@@ -149,7 +153,12 @@ class Coordinator:
         """
         device, kind = topic.device, topic.kind
         if kind == topics.STATE:
-            seen = self.registry.state(device, data, self._wall())
+            try:
+                seen = self.registry.state(device, data, self._wall())
+            except StaleError as error:
+                if error.cause != WENT_BACK:
+                    raise
+                return self._recall(device, error, now)
             self._last_arrival = now if seen.arrived else self._last_arrival
             self._presence(device, seen.status, now)
             return [Note("enrolled", f"{device} has joined the fleet")] if seen.new else []
@@ -162,8 +171,39 @@ class Coordinator:
         if kind in ROUND_KINDS:
             if self.run is None:
                 raise StaleError(f"{kind} from {device!r}: no round is open", cause="stage")
-            return self._guard(self.run.receive(kind, device, data, now)) + self._after(now)
+            return self._on_round(kind, device, data, now) + self._after(now)
         raise StaleError(f"{kind} is not for the coordinator", cause="kind")
+
+    def _on_round(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
+        assert self.run is not None
+        if kind == topics.JOIN and device in self._put_back:
+            self._put_back.discard(device)
+            self.run.returned(device, now)
+        try:
+            effects = self.run.receive(kind, device, data, now)
+        except RefusedError as error:
+            if kind != topics.JOIN or error.cause != "sequence":
+                raise
+            return self._recall(device, error, now)
+        if kind == topics.JOIN:
+            self.registry.joined(device, data, self.run.group_of(device).grouping.digest())
+        return self._guard(effects)
+
+    def _recall(self, device: str, error: PeerError, now: float) -> list[Effect]:
+        """Tell a device whose disk seems to have been put back what it has said last, now and then.
+
+        Raises:
+            PeerError: ``error``, if it was told a moment ago: somebody may be playing old messages back.
+        """
+        if now < self._recalled.get(device, 0.0):
+            raise error
+        self._recalled[device] = now + _RECALL_SECONDS
+        data = write_recall(self.registry.recall(device), fleet=self._home.fleet, device=device, key=self._home.key)
+        self._put_back.add(device)
+        if self.run is not None:
+            self.run.lost(device, now, grace=0.0)
+        text = f"{error}: its disk was put back to an older state, or copied; it is told how far it was"
+        return [Note(WENT_BACK, text), Deliver(device, topics.RECALL, data)]
 
     def _presence(self, device: str, status: str, now: float) -> None:
         """Let the round know who is there, unless its devices sleep, and are lost from time to time for that reason."""
@@ -413,6 +453,7 @@ class Coordinator:
             return self._failed("no groups came about")
         self._conduct.regrouped()
         self._regrouping.grouped()
+        self._put_back.clear()
         self._keep_judgement()
         self._store.put_groupings(groupings)
         self._groupings, self._rounds_in_epoch = groupings, 0
@@ -466,7 +507,7 @@ class Coordinator:
             spool=spool,
             now=now,
         )
-        for name in [] if task.sleep else self.registry.absent():
+        for name in [*([] if task.sleep else self.registry.absent()), *self._put_back]:
             self.run.lost(name, now, grace=0.0)
         return [open_message(opened, body, self._home), *running.announcement()]
 
@@ -516,7 +557,7 @@ class Coordinator:
         assert self._running is not None
         online = self._present()
         members = {grouping.group: [name for name, _ in grouping.members] for grouping in self._groupings}
-        grouped = {name for names in members.values() for name in names}
+        grouped = {name for names in members.values() for name in names} - self._put_back
         self._regrouping.round_ended(
             epoch_over=self._rounds_in_epoch >= self._running.task.epoch_rounds,
             rounds_in_epoch=self._rounds_in_epoch,

@@ -10,9 +10,11 @@ from covey_protocol import envelope, identity, topics
 from covey_protocol.digest import short
 from covey_protocol.envelope import Context
 from covey_protocol.errors import RefusedError, StaleError
-from covey_protocol.messages import State
+from covey_protocol.messages import Recall, State
 from covey_protocol.payload import read
 from covey_protocol.roster import Trust
+
+WENT_BACK = "went-back"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Registry:
             now: Unix seconds.
 
         Raises:
-            PeerError: The identity does not hold, its token belongs to another key, or the message is an old one.
+            PeerError: The identity does not hold, its token belongs to another key, or the message is an old one;
+                with cause ``went-back`` if it says that a device is there which has been started more often before.
         """
         message = envelope.parse(data)
         state = read(State, message.payload)
@@ -71,7 +74,8 @@ class Registry:
                 cause="second-key",
             )
         if known is not None and state.counter < known.counter:
-            raise StaleError(f"state of {device!r} is older than the last one", cause="replayed")
+            cause = WENT_BACK if state.status == "online" else "replayed"
+            raise StaleError(f"state of {device!r} is older than the last one", cause=cause)
         self._store.pin(who.token, who.key)
         self._trust.pins.pin(who)
         row = DeviceRow(
@@ -87,6 +91,7 @@ class Registry:
             seen=now,
         )
         self._store.put_device(row)
+        self._store.put_said(device, topics.STATE, data)
         self._rows[device] = row
         arrived = state.status == "online" and (known is None or known.status != "online")
         return Seen(device, state.status, known is None, arrived)
@@ -98,6 +103,16 @@ class Registry:
             del self._rows[name]
         self._gone.update(gone)
         return gone
+
+    def joined(self, device: str, data: bytes, grouping: bytes) -> None:
+        """Keep a JOIN that was accepted, and the digest of the grouping that it was signed over."""
+        self._store.put_said(device, topics.JOIN, data, grouping)
+
+    def recall(self, device: str) -> Recall:
+        """Return what a device itself has said last."""
+        state, _ = self._store.said(device, topics.STATE)
+        join, grouping = self._store.said(device, topics.JOIN)
+        return Recall(state=state, join=join, grouping=grouping)
 
     def knows(self, device: str) -> bool:
         """Whether a device has ever shown a valid identity."""

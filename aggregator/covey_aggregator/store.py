@@ -68,6 +68,11 @@ CREATE TABLE words (position INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NO
 );
 """,
     _REVOCATION,
+    """
+CREATE TABLE said (
+    device TEXT NOT NULL, kind TEXT NOT NULL, data BLOB NOT NULL, bound BLOB NOT NULL, PRIMARY KEY (device, kind)
+);
+""",
 )
 
 
@@ -197,6 +202,15 @@ class Store:
     def put_sequences(self, sequences: Iterable[tuple[str, int]]) -> None:
         """Remember the last join sequence of some devices."""
         self._change_many("UPDATE devices SET sequence = ? WHERE name = ?", [(s, n) for n, s in sequences])
+
+    def put_said(self, device: str, kind: str, data: bytes, bound: bytes = b"") -> None:
+        """Keep the newest message of one kind of a device, and the digest that it was signed over."""
+        self._change("INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)", device, kind, data, bound)
+
+    def said(self, device: str, kind: str) -> tuple[bytes, bytes]:
+        """Return a device's newest message of one kind and what it was signed over; empty where there is none."""
+        rows = self._do("SELECT data, bound FROM said WHERE device = ? AND kind = ?", device, kind)
+        return rows[0] if rows else (b"", b"")
 
     def pins(self) -> dict[bytes, bytes]:
         """Return which key each token was seen with."""

@@ -29,6 +29,7 @@ from covey_protocol.messages import (
     Manifest,
     Masked,
     Opening,
+    Recall,
     Reveal,
     RevealedShares,
     RevocationHead,
@@ -162,6 +163,12 @@ CATALOGUE = (
         place="round",
     ),
     Entry("down", topics.HAVE, Have, "Which pieces of this device's masked vector have arrived."),
+    Entry(
+        "down",
+        topics.RECALL,
+        Recall,
+        "What this device itself has said last, because its disk seems to have gone back.",
+    ),
     Entry("down", topics.BLOB, None, "Pieces of a blob that this device asked for."),
     Entry(
         *("pub", topics.EPOCH, EpochList, "Who is in this shard's next grouping."),

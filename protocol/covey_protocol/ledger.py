@@ -15,6 +15,7 @@ from covey_protocol.revocation import Revocations
 
 _SEQUENCE = "sequence"
 _HEAD, _LIST, _LIST_VERSION = "revocations/head", "revocations/list", "revocations/version"
+_FORGOTTEN = "forgotten"
 
 
 class DeviceLedger:
@@ -38,6 +39,7 @@ class DeviceLedger:
                 self.revocations.restore(self._rows[_HEAD], self._number(_LIST_VERSION), self._rows.get(_LIST, b""))
             except MalformedError as error:
                 raise LocalError(f"the stored revocation list is damaged: {error}", cause="store") from error
+        self._loaded = self._number(_SEQUENCE)
 
     def _remember(self, key: str, value: bytes) -> Remember:
         self._rows[key] = value
@@ -47,6 +49,35 @@ class DeviceLedger:
         """Take the next join sequence number."""
         number = self._number(_SEQUENCE) + 1
         return number, self._remember(_SEQUENCE, str(number).encode())
+
+    def put_back(self, sequence: int, task: str, round_: int, attempt: int) -> list[Remember]:
+        """Jump to where this device was before its disk went back, proven by a JOIN of its own.
+
+        Each sum that it may have signed for since has cost it a join, so the joins that it has forgotten count as
+        exposure from now on. Which models it had masked for is lost.
+
+        Args:
+            sequence: The JOIN's.
+            task: Its task.
+            round_: Its round.
+            attempt: Its attempt.
+        """
+        if sequence <= self._number(_SEQUENCE):
+            return []
+        missed = sequence - self._loaded  # joins since then used numbers that were used before
+        self._loaded = sequence
+        marks = [
+            self._remember(_SEQUENCE, str(sequence).encode()),
+            self._remember(_FORGOTTEN, str(self.forgotten + missed).encode()),
+        ]
+        if (round_, attempt) > self._round(task):
+            marks.append(self.joined(task, round_, attempt))
+        return marks
+
+    @property
+    def forgotten(self) -> int:
+        """How many joins this device has forgotten, because its disk was put back."""
+        return self._number(_FORGOTTEN)
 
     def check_round(self, task: str, round_: int, attempt: int) -> None:
         """Refuse a round that this device has joined or passed.
@@ -135,8 +166,11 @@ class DeviceLedger:
         ]
 
     def exposure(self) -> int:
-        """Count the distinct sums this device was in: each is another equation about its updates."""
-        return sum(key.startswith("exposure/") for key in self._rows)
+        """Count the distinct sums this device was in: each is another equation about its updates.
+
+        Every join that it has forgotten counts as one.
+        """
+        return sum(key.startswith("exposure/") for key in self._rows) + self.forgotten
 
     def exposures(self) -> dict[str, int]:
         """Count the distinct sums by grouping."""

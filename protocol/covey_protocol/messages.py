@@ -323,4 +323,16 @@ class Have(Payload, frozen=True, kw_only=True):
     size: PieceSize = 0
 
 
+class Recall(Payload, frozen=True, kw_only=True):
+    """RECALL: what a device itself has said last, for one whose disk was put back to an older state.
+
+    ``state`` and ``join`` are its own signed messages with the highest counter and sequence; ``grouping`` is the digest
+    that the JOIN was signed over.
+    """
+
+    state: Signed = b""
+    join: Signed = b""
+    grouping: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+
+
 prepare(globals())

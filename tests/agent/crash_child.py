@@ -278,7 +278,7 @@ def live(home: Path, log_file: Path, kill: str) -> int:
     log("start", str(os.getpid()))
     instrument(log, Instants(log, kill))
     running = connect.RunningAgent(open_home(home))
-    signal.signal(signal.SIGTERM, lambda *_: running.agent.stop())
+    signal.signal(signal.SIGTERM, lambda *_: running.leave())
     running.run()
     log("end")
     return 0

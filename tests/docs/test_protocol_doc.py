@@ -74,6 +74,7 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger = DeviceLedger()
     ledger.next_sequence()
     ledger.joined("digits", 1, 1)
+    ledger.put_back(5, "digits", 1, 1)
     ledger.saw_peer("pi-1", 1)
     ledger.rostered("digits", b"r")
     ledger.pin(b"token", b"key")
