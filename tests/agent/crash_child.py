@@ -42,7 +42,7 @@ from covey_agent import connect, trainer
 from covey_agent.home import open_home
 from covey_agent.profile import FirmwareProfile, load_profile
 from covey_agent.runtime import Agent
-from covey_protocol import device_round, masking, ring, sealing, shamir, sharing, topics
+from covey_protocol import dealing, device_round, masking, ring, sealing, sharing, topics
 from covey_protocol.digest import content_digest
 
 PIECE = 2048  # small enough that a masked vector takes several pieces
@@ -243,7 +243,7 @@ def _watch_secrets(log: Log) -> None:
     told(masking.RoundSecrets, "from_entropy")
     for name in ("masking_key", "self_mask_seed", "pair_seed"):
         told(masking, name)
-    told(shamir, "split")
+    told(dealing, "split")
     told(sharing, "unseal")
     told(ring, "encode")  # the clear update, before masks are added in place
     seal, seal_anonymously = sharing.seal, sealing.seal_anonymously

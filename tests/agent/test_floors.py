@@ -135,6 +135,13 @@ def test_at_its_exposure_cap_a_device_joins_no_round_and_says_why(make: Make) ->
     world.open_round(2)
     assert len(world.said(topics.JOIN)) == 1
     status = world.agent.snapshot()
-    assert status["exposure"] == {"sets": 1, "groupings": 1, "max": 1, "by_grouping": {world.grouping.group: 1}}
+    by_grouping = {world.grouping.group: 1}
+    assert status["exposure"] == {
+        "sets": 1,
+        "groupings": 1,
+        "max": 1,
+        "by_grouping": by_grouping,
+        "forgotten": 0,
+    }
     assert "exposure_max is 1" in status["holds"]
     assert world.agent.refusals.counts == {"exposure": 1}

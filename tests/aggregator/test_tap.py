@@ -172,6 +172,7 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
         topics.ANSWER,
         topics.DECLINE,
         topics.HAVE,
+        topics.RECALL,
         topics.ABORT,
         topics.REVOCATIONS,
     }
