@@ -26,6 +26,7 @@ from covey_protocol.epochs import Grouping
 from covey_protocol.errors import ConfigError
 
 _BUSY_SECONDS = 30.0
+_SWITCH_SECONDS = 0.02
 _FIRST = """
 CREATE TABLE devices (
     name TEXT PRIMARY KEY, key BLOB NOT NULL, token BLOB NOT NULL, profile TEXT NOT NULL, status TEXT NOT NULL,
@@ -125,7 +126,7 @@ class Store:
                 # Made by us, so that the file and SQLite's -wal and -shm beside it are for the owner's eyes.
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
             self._db = sqlite3.connect(str(path), timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._write_ahead()
             self._db.execute("PRAGMA synchronous=FULL")
             # Two processes may find no database at once: only one of them makes it.
             self._db.execute("BEGIN IMMEDIATE")
@@ -138,6 +139,19 @@ class Store:
             raise ConfigError(f"{path}: not a usable database: {error}") from error
         if version > len(_SCHEMAS):
             raise ConfigError(f"{path}: written by a newer version of Covey (schema {version})")
+
+    def _write_ahead(self) -> None:
+        """Switch to write-ahead logging; SQLite does not wait by itself when another process is switching too."""
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_SWITCH_SECONDS)
+            else:
+                return
 
     def close(self) -> None:
         """Close the file; what was not committed is forgotten."""
