@@ -108,7 +108,7 @@ def test_a_kill_at_any_later_instant(kill: str, world: CrashWorld, tmp_path: Pat
 
 
 @pytest.mark.parametrize("moment", ["hear epoch#1", "hear roster#1", "hear dealt#1", "hear survivors#1"])
-def test_a_stop_in_the_middle_loses_nothing(moment: str, world: CrashWorld) -> None:
+def test_a_stop_in_the_middle_loses_nothing(moment: str, world: CrashWorld, tmp_path: Path) -> None:
     """SIGTERM: what was promised is sent, and the next round finds the agent there."""
     world.start()
     if moment == "hear epoch#1":
@@ -120,12 +120,20 @@ def test_a_stop_in_the_middle_loses_nothing(moment: str, world: CrashWorld) -> N
         world.open_round(1)
     world.until(world.goal)
     assert world.stop() == 0
-    heard = {content_digest(payload).hex() for _, payload, _ in world.heard}
-    assert world.records.put() <= heard
+    promised = world.records.put()
+    _, waiting = copied_database(world.home.path, tmp_path / "copy")
+    kept = {content_digest(payload).hex() for _, payload in waiting}
+    assert promised - heard(world) == kept - heard(world)
     check_disk(world)
     world.start()
     go_on(world, 1 if world.group else 0)
+    assert promised <= heard(world)
     Speech(world.heard).check()
+
+
+def heard(world: CrashWorld) -> set[str]:
+    """Return the digests of all that the broker has heard of the agent."""
+    return {content_digest(payload).hex() for _, payload, _ in world.heard}
 
 
 def test_a_stop_without_a_broker_keeps_what_waits(
