@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import sqlite3
 import sys
@@ -298,8 +299,17 @@ def serve() -> None:
             finally:
                 os._exit(code)
         builtins.print(json.dumps(["pid", pid]), flush=True)
-        _, status = os.waitpid(pid, 0)
-        builtins.print(json.dumps(["end", os.waitstatus_to_exitcode(status)]), flush=True)
+        builtins.print(json.dumps(["end", os.waitstatus_to_exitcode(_wait(pid))]), flush=True)
+
+
+def _wait(pid: int) -> int:
+    """Wait for an agent, and end it if whoever asked for it has gone: nothing is asked before its end is told."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if select.select([sys.stdin], [], [], 0.005)[0]:
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
