@@ -103,6 +103,11 @@ class RoundRun(Recorded):
             raise StaleError(f"{device!r} is in no group of this epoch", cause="not-grouped")
         return self.groups[self._group_of[device]]
 
+    def waiting_for(self, device: str) -> str | None:
+        """Return the group that a device's answer is missing in."""
+        name = self._group_of.get(device)
+        return name if name is not None and device in self.groups[name].awaited() else None
+
     def receive(self, kind: str, device: str, data: bytes, now: float) -> list[Effect]:
         """Take a device's message; errors as ``GroupRound.receive``."""
         return self.take(kind, device, data, now)

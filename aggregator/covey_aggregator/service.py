@@ -28,6 +28,7 @@ from covey_aggregator.files import FolderLock
 from covey_aggregator.home import DATABASE_FILE, LOCK_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
 from covey_aggregator.round_run import RoundRun
+from covey_aggregator.standing import Standing, Word
 from covey_aggregator.store import Store
 from covey_aggregator.transfers import Downloads, Transfers
 from covey_protocol import topics
@@ -93,7 +94,7 @@ class Service:
         self._jobs = ThreadPoolExecutor(2, "covey-jobs")
         self._combining = False
         self._round: RoundRun | None = None  # the one that transfers belong to
-        self._standing: dict[str, tuple[bytes, bool]] = {}  # topic → what was said last in this round or epoch
+        self._standing = Standing()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gathered: list[Effect] = []
         self._unacknowledged: list[Callable[[], object]] = []
@@ -173,6 +174,8 @@ class Service:
                 self._carry(self.coordinator.vector(place.device, blob, now))
         else:
             self._carry(self.coordinator.receive(place, payload, now))
+            if place.kind == topics.STATE:
+                self._standing.came_back(place.device, self.coordinator.run, now)
 
     def _on_want(self, device: str, payload: bytes, now: float) -> None:
         """Send the pieces of a blob that a device lacks."""
@@ -198,6 +201,7 @@ class Service:
                 if self.link.connected.is_set():
                     self._follow_connection(now)
                     self._carry(self.coordinator.tick(now))
+                    self._say_again(self._standing.due(self.coordinator.run, now))
                 self._carry(list(self._transfers.stalled(now)))
             except PeerError as error:
                 log.log(self.refusals.note(error, "tick"), "%s", error)
@@ -273,7 +277,7 @@ class Service:
 
     def _publish_pieces(self, topic: str, data: bytes, kind: str, retain: bool) -> None:
         if kind != topics.BLOB:
-            self._standing[topic] = (data, retain)
+            self._standing.keep(Word(topic, data, retain))
         if kind != topics.BLOB and len(data) <= min(PIECE_BYTES, self.link.max_payload):
             self._publish(topic, data, retain)
             return
@@ -293,8 +297,12 @@ class Service:
         if session_present or self.link.connections <= 1:
             return
         self.coordinator.revocations.again()
-        log.info("the broker has lost the session; %d messages are published again", len(self._standing))
-        for topic, (data, retain) in list(self._standing.items()):
+        words = self._standing.words()
+        log.info("the broker has lost the session; %d messages are published again", len(words))
+        self._say_again(words)
+
+    def _say_again(self, words: list[Word]) -> None:
+        for topic, data, retain in words:
             self._publish_pieces(topic, data, topics.kind_of(topic), retain)
 
     def _start_jobs(self) -> None:
