@@ -42,10 +42,7 @@ class BlobStore:
 
     def keep_only(self, digests: set[bytes]) -> None:
         """Remove all others."""
-        names = {digest.hex() for digest in digests}
-        for path in self._folder.iterdir():
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+        _keep_only(self._folder, digests)
 
     def _path(self, digest: bytes) -> Path:
         return self._folder / digest.hex()
@@ -101,13 +98,17 @@ class PieceLog:
 
     def keep_only(self, digests: set[bytes]) -> None:
         """Forget the pieces of all others."""
-        names = {digest.hex() for digest in digests}
-        for path in self._folder.iterdir():
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+        _keep_only(self._folder, digests)
 
     def _path(self, digest: bytes) -> Path:
         return self._folder / digest.hex()
+
+
+def _keep_only(folder: Path, digests: set[bytes]) -> None:
+    names = {digest.hex() for digest in digests}
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink(missing_ok=True)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.protocol.rig import SEALING, Rig, signing_key, snapshot
+from tests.protocol.rig import SEALING, Rig, snapshot
 
 from covey_protocol import envelope, topics
 from covey_protocol.certificates import LEAVES
@@ -305,8 +305,6 @@ def test_an_answer_that_nobody_asked_for_is_refused() -> None:
 
 
 def test_survivors_are_not_named_while_an_answer_may_still_save_the_round() -> None:
-    held: list[bytes] = []
-
     def hold(way: str, name: str, kind: str) -> bool:
         return (way, kind) == ("up", topics.ANSWER)
 
@@ -317,7 +315,6 @@ def test_survivors_are_not_named_while_an_answer_may_still_save_the_round() -> N
     rig.pump()
     rig.train()
     assert rig.group.stage is GroupStage.MASKING
-    assert not held
     (message,) = [message for message in rig.held if message[2] == topics.ANSWER]  # the second was more than c
     rig.hold = lambda way, name, kind: False
     rig.from_group(rig.group.receive(message[2], message[1], message[3], rig.now))
@@ -364,12 +361,8 @@ def finish(rig: Rig) -> None:
         rig.late()
 
 
-def test_the_names_of_complaints_are_bound_to_their_signers() -> None:
-    # What a member signs as a complaint can be read as nothing else.
+def test_a_complaint_can_be_played_as_nothing_else() -> None:
     rig = dealt()
     data = complain(rig, CHEAT, VICTIM)
-    for kind in (topics.MASKED, topics.ANSWER, topics.SURVIVORS):
-        with pytest.raises(PeerError):
-            rig.group.receive(kind, CHEAT, data, rig.now)
-    assert envelope.parse(data).payload
-    assert signing_key(CHEAT)
+    for kind in (topics.MASKED, topics.ANSWER):
+        refused(rig, CHEAT, kind, data, "signature")
