@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from covey_aggregator.combine import Combined, GroupMean
-from covey_aggregator.conduct import Conduct
 from covey_aggregator.evaluate import Evaluator
 from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
 from covey_aggregator.home import MODELS, SPOOLS, ServerHome
 from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
+from covey_aggregator.judgement import Judgement
 from covey_aggregator.models import ModelFolder
 from covey_aggregator.registry import WENT_BACK, Registry
-from covey_aggregator.regrouping import Regrouping
 from covey_aggregator.resume import Resumption, abort_messages, last_step, manifest_digest, open_message, spool_label
 from covey_aggregator.revocations import RevocationDesk
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
@@ -29,13 +28,12 @@ from covey_aggregator.running import RunningTask
 from covey_aggregator.spool import SECRET_BYTES, Spool
 from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import Task
-from covey_aggregator.windows import Paces
 from covey_protocol import topics
 from covey_protocol.effects import Deliver, Effect, Note, Publish
 from covey_protocol.errors import CoveyError, PeerError, RefusedError, StaleError
 from covey_protocol.machine import Machine
 from covey_protocol.masking import public_key
-from covey_protocol.messages import Manifest, Windows
+from covey_protocol.messages import Manifest
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.recall import write_recall
@@ -64,7 +62,6 @@ TABLE = {
 
 _RECALL_SECONDS = 10.0  # a device is told how far it was at most so often
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
-_CONDUCT, _REGROUPING, _PACES = "conduct", "regrouping", "paces"
 
 
 class Coordinator:
@@ -93,11 +90,9 @@ class Coordinator:
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
-        self._conduct = Conduct(store.memory(_CONDUCT))
-        self._regrouping = Regrouping(store.memory(_REGROUPING))
-        self._paces = Paces(store.memory(_PACES))
+        self._judgement = Judgement(store)
         if not self._groupings:
-            self._regrouping.ask("there are no groups yet")
+            self._judgement.regrouping.ask("there are no groups yet")
         self._running: RunningTask | None = None
         self._epoch: EpochRun | None = None
         self.run: RoundRun | None = None
@@ -400,15 +395,15 @@ class Coordinator:
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
         task, online = self._running.task, self._present()
-        if self._groupings and not self._regrouping.reason and self._viable():
+        if self._groupings and not self._judgement.regrouping.reason and self._viable():
             self._machine.advance("grouped")
             return self._open_round(now)
         first = (self._running.round, self._running.attempt) == (1, 0)
         needed = max(self._home.policy.list_min, task.devices_min if first else 0)
         if len(online) < needed or now < self._last_arrival + task.settle:
             return []
-        self._conduct.sentence(online)
-        self._keep_judgement()
+        self._judgement.conduct.sentence(online)
+        self._judgement.keep()
         head = EpochHead(
             task=task.name,
             epoch=self._store.number(EPOCH_NUMBER) + 1,
@@ -424,9 +419,9 @@ class Coordinator:
             self._journal.begin(head)
         self._epoch = self._resumption.new_epoch(head, now)
         self._machine.advance("enough")
-        out = sorted(self._conduct.sitting_out().intersection(online))
+        out = sorted(self._judgement.conduct.sitting_out().intersection(online))
         without = f", without {', '.join(out)}" if out else ""
-        reason = self._regrouping.reason or "groups are too small"
+        reason = self._judgement.regrouping.reason or "groups are too small"
         note = Note("epoch", f"epoch {self._epoch.epoch} of {len(self._listed())} devices{without}: {reason}")
         return [note, *self._epoch.start(now)]
 
@@ -451,10 +446,10 @@ class Coordinator:
             self._machine.advance("failed")
             self._last_arrival = now
             return self._failed("no groups came about")
-        self._conduct.regrouped()
-        self._regrouping.grouped()
+        self._judgement.conduct.regrouped()
+        self._judgement.regrouping.grouped()
         self._put_back.clear()
-        self._keep_judgement()
+        self._judgement.keep()
         self._store.put_groupings(groupings)
         self._groupings, self._rounds_in_epoch = groupings, 0
         self._store.set_number(_ROUNDS_IN_EPOCH, 0)
@@ -478,7 +473,7 @@ class Coordinator:
             clip=task.clip,
             n_min=self._home.policy.roster_min,
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
-            windows=self._windows(task),
+            windows=self._judgement.windows(task, self._groupings),
             sealing_key=public_key(spool.secret),
             revocations=self._trust.revocations.held,
         )
@@ -511,13 +506,6 @@ class Coordinator:
             self.run.lost(name, now, grace=0.0)
         return [open_message(opened, body, self._home), *running.announcement()]
 
-    def _windows(self, task: Task) -> Windows:
-        """Return the windows that the next round announces."""
-        if task.sleep or not task.adaptive:
-            return task.windows
-        groups = [[name for name, _ in grouping.members] for grouping in self._groupings]
-        return self._paces.windows(task.name, task.windows, groups)
-
     def _guard(self, effects: list[Effect]) -> list[Effect]:
         """Before devices can mask, remember that this model is spent; before a roster, the join sequences."""
         assert self.run is not None
@@ -545,45 +533,20 @@ class Coordinator:
         return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
 
     def _judge(self, run: RoundRun) -> None:
-        """Note who made groups abort and who finished, and whether the groups are to be drawn anew."""
-        aborted = {name: group for name, group in run.groups.items() if group.aborted is not None}
-        closed = [group for group in run.groups.values() if group.aborted is None]
-        self._conduct.round_ended(
-            {name: group.causers for name, group in aborted.items()},
-            {name for group in closed for name in group.revealers},
-            {name: group.dealt for name, group in aborted.items() if not group.causers},
-            run.proven(),
-        )
         assert self._running is not None
-        online = self._present()
-        members = {grouping.group: [name for name, _ in grouping.members] for grouping in self._groupings}
-        grouped = {name for names in members.values() for name in names} - self._put_back
-        self._regrouping.round_ended(
-            epoch_over=self._rounds_in_epoch >= self._running.task.epoch_rounds,
+        self._judgement.round_ended(
+            run,
+            self._running.task,
+            self._groupings,
+            online=self._present(),
+            put_back=self._put_back,
             rounds_in_epoch=self._rounds_in_epoch,
-            under=[
-                group
-                for group, names in members.items()
-                if len(online.keys() & set(names)) < self._home.policy.roster_min
-            ],
-            fallen=self._conduct.fallen(members),
-            waiting=len(online.keys() - grouped - self._conduct.sitting_out()),
-            grouped=len(grouped),
             roster_min=self._home.policy.roster_min,
-            any_closed=bool(closed),
         )
-        self._keep_judgement()
-        task = self._running.task
-        self._paces.round_ended(task.name, run.answers, run.opened.manifest.windows, task.windows, grouped)
-        self._store.keep(_PACES, self._paces.encode())
-
-    def _keep_judgement(self) -> None:
-        self._store.keep(_CONDUCT, self._conduct.encode())
-        self._store.keep(_REGROUPING, self._regrouping.encode())
 
     def _listed(self) -> dict[str, bytes]:
         """Return the devices to group: those that are there and do not sit out, or all if too few would be left."""
-        online, out = self._present(), self._conduct.sitting_out()
+        online, out = self._present(), self._judgement.conduct.sitting_out()
         listed = {name: key for name, key in online.items() if name not in out}
         return listed if len(listed) >= self._home.policy.list_min else online
 

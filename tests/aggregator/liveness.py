@@ -157,7 +157,7 @@ class TimedFleet(Fleet):
         back, self.silent = self.silent, set()
         for name in sorted(back):
             self.announce(name)
-        self.out.append(self.coordinator._conduct.sitting_out())
+        self.out.append(self.coordinator._judgement.conduct.sitting_out())
         self._breaks = {
             name: self.chance.choice(MOMENTS) for name in self.devices if self.chance.random() < self._dropout
         }

@@ -558,24 +558,31 @@ def test_what_is_known_of_devices_and_groups_outlives_a_restart(make_fleet: Call
 
     def known() -> list[bytes]:
         coordinator = fleet.coordinator
-        return [part.encode() for part in (coordinator._conduct, coordinator._regrouping, coordinator._paces)]
+        return [
+            part.encode()
+            for part in (
+                coordinator._judgement.conduct,
+                coordinator._judgement.regrouping,
+                coordinator._judgement.paces,
+            )
+        ]
 
     before = known()
     fleet.restart()
     assert known() == before
-    assert fleet.coordinator._conduct.sitting_out() == fleet.silent
-    assert fleet.coordinator._regrouping.purse == PURSE - 1
+    assert fleet.coordinator._judgement.conduct.sitting_out() == fleet.silent
+    assert fleet.coordinator._judgement.regrouping.purse == PURSE - 1
     assert b'"join"' in before[2]
 
 
 def test_strikes_are_not_worked_off_by_who_leaves_before_the_end(make_fleet: Callable[..., Fleet]) -> None:
     fleet = make_fleet(7)  # five are enough to sign and to reveal
     names = list(fleet.devices)
-    fleet.coordinator._conduct.round_ended({"elsewhere": names}, ())
+    fleet.coordinator._judgement.conduct.round_ended({"elsewhere": names}, ())
     fleet.silent_from["pi-0"] = topics.UNMASK
     fleet.start(rounds=1, group_size=7)
     assert fleet.finish().status == "done"
     assert "pi-0" in fleet.records()[0].details[0].survivors
-    left = {name for name in names if fleet.coordinator._conduct.strikes(name)}
+    left = {name for name in names if fleet.coordinator._judgement.conduct.strikes(name)}
     assert "pi-0" in left
     assert len(left) == 2  # and one who came after the first five
