@@ -1,0 +1,120 @@
+"""A round's hearing: from sketches, disputes and silences to a ruling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from covey_aggregator.reputation import moves, refusals, words
+from covey_aggregator.reputation.history import Cosines
+from covey_aggregator.reputation.judge import Judged, is_established, judge
+from covey_aggregator.reputation.record import Fleet, Record
+from covey_aggregator.reputation.ruling import Draft, Hearing, Ruling, Verdict
+from covey_aggregator.reputation.settings import Settings
+from covey_aggregator.reputation.sketches import read
+from covey_aggregator.reputation.states import DOUBTED, EXPELLED, OUT, PAROLED, State, moved
+
+_LEAST_CONTAMINATION = 0.01
+_UNSUMMED = OUT | {State.SUSPECT}
+
+
+def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines: Cosines, s: Settings) -> Ruling:
+    """Judge a round by the book as it stands, without changing it.
+
+    Args:
+        hearing: What was seen in the round.
+        records: All records.
+        fleet: What the fleet remembers.
+        cosines: Likewise.
+        s: The rule's parameters.
+    """
+    present = [name for name in sorted(hearing.names) if name in records and records[name].state is not State.BANNED]
+    seen = [name for name in present if name in hearing.sketches and name not in hearing.disputed]
+    judged, page, norms = None, None, np.zeros(0)
+    if len(seen) >= s.smallest:
+        sketches = read(hearing.sketches, seen)
+        page, norms = cosines.after(seen, sketches.directions), sketches.norms
+        judged = judge(sketches, page, [records[name] for name in seen], fleet, s)
+    after = {name: records[name] for name in present}
+    if judged is not None:
+        after |= {name: _judged(records[name], judged, place) for place, name in enumerate(seen)}
+        fleet = judged.fleet
+    after = {
+        name: _answered(record, name in hearing.disputed, name in hearing.refused, s) for name, record in after.items()
+    }
+    events = moves.events(after, records, s)
+    after = {name: _moved(name, record, events.get(name), fleet.rounds) for name, record in after.items()}
+
+    good = judged.summable if judged is not None else np.ones(len(seen), bool)
+    summable = {name for name, fine in zip(seen, good, strict=True) if fine and after[name].state not in _UNSUMMED}
+    accepted = frozenset(summable if hearing.enforce else seen)
+    sizes = [size for name, size in zip(seen, norms, strict=False) if name in accepted]
+    verdicts = {
+        name: Verdict(
+            before=records[name].state,
+            after=after[name].state,
+            event=events.get(name),
+            accepted=name in accepted,
+            evidence=after[name].evidence,
+            change=after[name].evidence - records[name].evidence,
+            parts=after[name].parts,
+        )
+        for name in present
+    }
+    return Ruling(
+        round=fleet.rounds,
+        accepted=accepted,
+        verdicts=verdicts,
+        reference_norm=float(np.median(sizes)) if sizes else None,
+        contamination=_contamination([after[name] for name in accepted], s),
+        gate=judged.gate if judged is not None else 0.0,
+        established=is_established([records[name] for name in seen], s),
+        hearing=hearing,
+        draft=Draft(records=after, fleet=fleet, page=page),
+    )
+
+
+def _judged(record: Record, judged: Judged, place: int) -> Record:
+    """Take what the sketches say into a record."""
+    return msgspec.structs.replace(
+        record,
+        evidence=record.evidence + float(judged.change[place]),
+        age=record.age + 1,
+        stay=record.stay + 1,
+        log_norm=float(judged.log_norms[place]),
+        parts=judged.parts[place],
+    )
+
+
+def _answered(record: Record, disputed: bool, refused: bool, s: Settings) -> Record:
+    """Take a dispute or a silence into a record, and keep its evidence within bounds."""
+    parts = msgspec.structs.replace(
+        record.parts,
+        disputes=s.dispute_weight if disputed else 0.0,
+        refusals=s.refusal_weight * refusals.weight(record.liveness) if refused else 0.0,
+    )
+    evidence = min(max(record.evidence + parts.disputes + parts.refusals, 0.0), s.worst)
+    return msgspec.structs.replace(record, parts=parts, evidence=evidence)
+
+
+def _moved(name: str, record: Record, event: str | None, rounds: int) -> Record:
+    """Move a record along the table."""
+    if event is None:
+        return record
+    return msgspec.structs.replace(
+        record,
+        state=moved(name, record.state, event),
+        stay=0,
+        since=rounds,
+        paroles=record.paroles + (event == PAROLED),
+        reason=words.against(record.parts) if event in {EXPELLED, DOUBTED} else "",
+    )
+
+
+def _contamination(accepted: list[Record], s: Settings) -> float:
+    """Return the share of hostile devices to expect among the accepted, by the evidence that they carry."""
+    if not accepted:
+        return _LEAST_CONTAMINATION
+    return max(_LEAST_CONTAMINATION, float(np.mean([1 - record.score(s) for record in accepted])))
