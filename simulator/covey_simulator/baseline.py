@@ -21,7 +21,7 @@ from covey_aggregator.rules.mean import Mean
 from covey_protocol.bundle import Bundle, Float32
 from covey_protocol.epochs import cut
 from covey_protocol.ring import clip_norm
-from covey_simulator.attacks import PoisoningTrainer, malicious_devices, unclipped
+from covey_simulator.attacks import Coalition, malicious_devices
 from covey_simulator.data import device_names
 from covey_simulator.records import RoundRecord
 from covey_simulator.scenario import Scenario
@@ -68,21 +68,20 @@ def run_clear(
     )
     trainer = Trainer(bundle)
     malicious = malicious_devices(scenario) if attacked else frozenset[int]()
-    present = 0
-    trainers = [
-        PoisoningTrainer(trainer, scenario.attack, round_number=lambda: present) if index in malicious else trainer
-        for index in range(scenario.devices)
-    ]
+    coalition = Coalition(scenario, trainer, slices, malicious) if malicious else None
     groups = [list(range(scenario.devices))] if isinstance(combine, Mean) else _groups(scenario)
     weights = bundle.weights.copy()
     records = []
-    for present in range(1, scenario.rounds + 1):  # the poisoners read it
+    for number in range(1, scenario.rounds + 1):
         started = time.perf_counter()
         updates = {
             index: update
             for index, part in enumerate(slices)
-            if (update := _update(scenario, trainers[index], weights, part, number=present, index=index)) is not None
+            if index not in malicious
+            and (update := _update(scenario, trainer, weights, part, number=number, index=index)) is not None
         }
+        if coalition is not None:
+            updates |= coalition.updates(number=number, weights=weights, honest=dict(updates))
         trained = time.perf_counter()
         rows, counts = [], []
         for group in groups:
@@ -97,7 +96,7 @@ def run_clear(
         ended = time.perf_counter()
         records.append(
             RoundRecord(
-                round=present,
+                round=number,
                 accuracy=accuracy,
                 loss=loss,
                 participants=scenario.devices,
@@ -121,14 +120,13 @@ def run_clear(
 def _update(
     scenario: Scenario, trainer: Trainer, weights: Float32, data: Dataset, *, number: int, index: int
 ) -> Float32 | None:
-    """Return a device's update, clipped unless it poisons; None if its training diverged, which any device sits out."""
+    """Return an honest device's update, clipped; None if its training diverged, which any device sits out."""
     try:
         result = trainer.train(weights, data, scenario.plan, seed=scenario.seed_for("training", number, index))
     except DivergedError as error:
         log.warning("clear baseline: round %d: device %d sits it out: %s", number, index + 1, error)
         return None
-    bound = unclipped if isinstance(trainer, PoisoningTrainer) else clip_norm
-    return bound(result.update, scenario.clip)[0]
+    return clip_norm(result.update, scenario.clip)[0]
 
 
 def _groups(scenario: Scenario) -> list[list[int]]:

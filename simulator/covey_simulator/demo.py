@@ -16,8 +16,8 @@ from covey_simulator.scenario import demo_scenario
 @click.option("--devices", default=30, show_default=True, help="How many devices.")
 @click.option("--rounds", default=10, show_default=True, help="How many rounds.")
 @click.option("--malicious", default=0.2, show_default=True, help="Share of the devices that poison.")
-@click.option("--attack", default="sign-flip", show_default=True, help="sign-flip, scaling, gaussian or label-flip.")
-@click.option("--scale", default=1.0, show_default=True, help="How hard they poison: a factor on the update.")
+@click.option("--attack", default="sign-flip", show_default=True, help="What they do: see docs/attacks.md.")
+@click.option("--scale", type=float, help="How hard they poison (default: 1).")
 @click.option("--seed", default=0, show_default=True, help="Of slices and attackers.")
 @click.option(
     "--masking", type=click.Choice(["on", "off"]), default="on", show_default=True, help="off: for laboratories only."
@@ -30,7 +30,7 @@ def demo(
     rounds: int,
     malicious: float,
     attack: str,
-    scale: float,
+    scale: float | None,
     seed: int,
     masking: str,
     headless: bool,
@@ -51,7 +51,7 @@ def demo(
         rounds=rounds,
         malicious=malicious,
         attack=attack if malicious else "none",
-        scale=scale if malicious else 1.0,
+        scale=scale if malicious else None,
         seed=seed,
         masking=masking == "on",
     )

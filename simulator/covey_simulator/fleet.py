@@ -7,6 +7,7 @@ the processes are shared: agents run as threads here, the broker and the aggrega
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from covey_agent.connect import RunningAgent
+from covey_agent.data import Dataset
 from covey_agent.home import enrol
 from covey_agent.trainer import Trainer
 from covey_aggregator.home import BUNDLES, DATABASE_FILE
@@ -28,8 +30,9 @@ from covey_aggregator.store import Store, TaskRow
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import LocalError
-from covey_simulator.attacks import PoisoningTrainer, UnclippedRound
+from covey_simulator.attacks import Coalition, PoisoningTrainer, UnclippedRound, malicious_devices
 from covey_simulator.broker import Kind, RunningBroker, start_broker
+from covey_simulator.data import device_names
 from covey_simulator.scenario import Scenario
 
 log = logging.getLogger("covey.simulator")
@@ -62,9 +65,8 @@ class Fleet:
     Args:
         folder: Where homes and logs go.
         scenario: What it is to do.
-        names: The devices' names.
-        malicious: Names of those that poison.
-        data: Each device's ``.npz`` file.
+        slices: Each device's samples, which the attackers know.
+        data: Each device's ``.npz`` file, by its name.
         prefer: Which broker; None takes Mosquitto if there is one.
     """
 
@@ -73,13 +75,12 @@ class Fleet:
         folder: Path,
         scenario: Scenario,
         *,
-        names: Sequence[str],
-        malicious: frozenset[str],
+        slices: Sequence[Dataset],
         data: Mapping[str, Path],
         prefer: Kind | None = None,
     ) -> None:
-        self._folder, self._scenario, self._names = folder, scenario, list(names)
-        self._malicious, self._data, self._prefer = malicious, data, prefer
+        self._folder, self._scenario, self._names = folder, scenario, device_names(scenario.devices)
+        self._malicious, self._slices, self._data, self._prefer = malicious_devices(scenario), slices, data, prefer
         self.home = folder / "home"
         self.server_log = folder / "aggregator.log"
         self.broker: RunningBroker | None = None
@@ -87,6 +88,7 @@ class Fleet:
         self.agents: dict[str, RunningAgent] = {}
         self._stack = contextlib.ExitStack()
         self._trainer: Trainer | None = None
+        self._coalition: Coalition | None = None
         self._executor: Executor | None = None
 
     def __enter__(self) -> Fleet:
@@ -118,8 +120,8 @@ class Fleet:
         self._start_server()
         self._executor = self._stack.enter_context(_executor())
         self._stack.callback(self._stop_agents)
-        for name in self._names:
-            self._start_agent(name)
+        for index, name in enumerate(self._names):
+            self._start_agent(index, name)
 
     def command(self, *arguments: object) -> str:
         """Run ``covey`` with some arguments and return what it prints.
@@ -194,17 +196,18 @@ class Fleet:
         self.server = subprocess.Popen(words, stdout=log_file, stderr=subprocess.STDOUT)
         self._stack.callback(self._stop_server)
 
-    def _start_agent(self, name: str) -> None:
+    def _start_agent(self, index: int, name: str) -> None:
         home = enrol(
             self.home / BUNDLES / f"{name}.bundle",
             self._folder / "devices" / name,
             data=str(self._data[name].absolute()),
         )
+        hostile = index in self._malicious
         self.agents[name] = RunningAgent(
             home,
             executor=self._executor,
-            make_trainer=self._poisoner if name in self._malicious else self._honest,
-            round_class=UnclippedRound if name in self._malicious else DeviceRound,
+            make_trainer=functools.partial(self._poisoner, index) if hostile else self._honest,
+            round_class=UnclippedRound if hostile and not self._scenario.attack.stock else DeviceRound,
         )
         self.agents[name].start()
 
@@ -216,8 +219,11 @@ class Fleet:
             self._trainer = trainer
         return self._trainer
 
-    def _poisoner(self, bundle: Bundle) -> Trainer:
-        return PoisoningTrainer(self._honest(bundle), self._scenario.attack)
+    def _poisoner(self, index: int, bundle: Bundle) -> Trainer:
+        trainer = self._honest(bundle)
+        if self._coalition is None:
+            self._coalition = Coalition(self._scenario, trainer, self._slices, self._malicious)
+        return PoisoningTrainer(trainer, self._coalition, index)
 
     def _stop_agents(self) -> None:
         for running in self.agents.values():

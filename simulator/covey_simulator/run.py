@@ -106,8 +106,6 @@ def _masked(
     scenario: Scenario, material: _Material, out: Path, display: Display, rounds: list[RoundRecord], prefer: Kind | None
 ) -> None:
     """Run the real fleet; ``rounds`` grows as rounds close, also when it ends badly."""
-    names = device_names(scenario.devices)
-    hostile = frozenset(names[index] for index in malicious_devices(scenario))
     with tempfile.TemporaryDirectory(prefix="covey-") as temporary:
         folder = Path(temporary)
         data = write_slices(material.slices, folder / "data")
@@ -115,7 +113,7 @@ def _masked(
         np.savez(folder / "held-out.npz", x=material.held_out.x, y=material.held_out.y)
         display.say(f"starting broker, aggregator and {scenario.devices} devices")
         try:
-            with Fleet(folder, scenario, names=names, malicious=hostile, data=data, prefer=prefer) as fleet:
+            with Fleet(folder, scenario, slices=material.slices, data=data, prefer=prefer) as fleet:
                 fleet.start_task(folder / "model.bundle", folder / "held-out.npz")
                 assert fleet.broker is not None
                 display.say(f"learning over {fleet.broker.kind}: masked, signed, round by round")

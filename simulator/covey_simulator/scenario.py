@@ -21,9 +21,9 @@ from covey_protocol.digest import digest
 from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
+from covey_simulator.attack_settings import Attack
 
 Source = Literal["digits", "breast-cancer", "file"]
-AttackKind = Literal["none", "sign-flip", "scaling", "gaussian", "label-flip"]
 Transport = Literal["broker", "direct"]
 
 MAX_DEVICES = 10_000
@@ -82,26 +82,6 @@ class Partition(_Strict, frozen=True, kw_only=True):
 
 class Local(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How each device trains; the fields, defaults and ranges of the protocol's plan."""
-
-
-class Attack(_Strict, frozen=True, kw_only=True):
-    """What the malicious devices do.
-
-    Attributes:
-        kind: See ``attacks``.
-        fraction: Share of the devices that are malicious, rounded to whole devices.
-        scale: How hard: a factor on the update (sign-flip, scaling) or on the noise's norm (gaussian).
-        start_round: The first round in which they misbehave.
-    """
-
-    kind: AttackKind = "none"
-    fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 1.0
-    start_round: Annotated[int, msgspec.Meta(ge=1)] = 1
-
-    def __post_init__(self) -> None:
-        if self.kind == "label-flip" and self.scale != 1:
-            raise ValueError("scale has no meaning for label-flip, leave it out")
 
 
 class Scenario(_Strict, frozen=True, kw_only=True):
@@ -189,7 +169,7 @@ def demo_scenario(
     rounds: int = 10,
     malicious: float = 0.2,
     attack: str = "sign-flip",
-    scale: float = 1.0,
+    scale: float | None = None,
     seed: int = 0,
     masking: bool = True,
 ) -> Scenario:

@@ -20,12 +20,6 @@ STRONG_SCALE = 5.0
 # Closer together than this two runs are called equal: 359 held-out digits make one sample 0.28 points, and runs on
 # other training seeds differ by about a point.
 SAME = 0.01
-ATTACK_NAMES = {
-    "sign-flip": "sign-flip",
-    "scaling": "scaling",
-    "gaussian": "Gaussian noise",
-    "label-flip": "label-flip",
-}
 
 
 def judge(
@@ -67,7 +61,7 @@ def promised_accuracy(scenario: Scenario) -> float | None:
     """
     attack = scenario.attack
     mild = scenario.malicious_count == 0 or (
-        attack.kind == "sign-flip" and attack.fraction <= 0.2 and attack.scale <= 1
+        attack.kind == "sign-flip" and attack.fraction <= 0.2 and (attack.scale or 0) <= 1
     )
     demo = (
         scenario.data.source == "digits"
@@ -86,13 +80,16 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
     plain = isinstance(scenario.across_groups, Mean)
     rule = "The plain mean" if plain else f"The {rule_name(scenario.across_groups).replace('-', ' ')}"
     if scenario.malicious_count:
-        factor = "" if attack.kind == "label-flip" else f" x{attack.scale:g}"
-        notes.append(
-            f"{scenario.malicious_count} of {scenario.devices} devices are malicious: {ATTACK_NAMES[attack.kind]}"
-            f"{factor} from round {attack.start_round}. They do not clip their updates; the others clip to "
-            f"{scenario.clip:g}."
+        clips = (
+            f"They run everybody's client, which clips to {scenario.clip:g}."
+            if attack.stock
+            else f"They do not clip their updates; the others clip to {scenario.clip:g}."
         )
-        if attack.scale >= STRONG_SCALE and scenario.malicious_count > _groups_withstood(scenario):
+        notes.append(
+            f"{scenario.malicious_count} of {scenario.devices} devices are malicious: {attack.words} from round "
+            f"{attack.start_round}. {clips}"
+        )
+        if (attack.scale or 0) >= STRONG_SCALE and scenario.malicious_count > _groups_withstood(scenario):
             notes.append(
                 f"{rule} across masked groups alone cannot be relied on against this attack yet, however this run "
                 f"ended: {scenario.malicious_count} malicious devices can spoil more groups than it withstands "

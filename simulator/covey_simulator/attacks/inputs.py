@@ -1,0 +1,63 @@
+"""The loss's slope at the samples themselves, for attackers and trainers that perturb inputs."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from covey_agent.data import Dataset
+from covey_modelkit.differentiate import differentiate
+from covey_modelkit.gradients import LOSSES
+from covey_modelkit.graph import GraphWriter, infer_shapes, make_model
+from covey_protocol.bundle import Bundle, Float32
+
+
+class InputGradient:
+    """∂ loss(model, x, y) / ∂x for each sample, from the graph that devices infer with.
+
+    The graph is differentiated when it is first asked for.
+
+    Args:
+        bundle: The model.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def __call__(self, weights: Float32, data: Dataset) -> Float32:
+        """Return the gradients, shaped like the samples.
+
+        Raises:
+            ConfigError: The model cannot be differentiated down to its input.
+        """
+        manifest = self._bundle.manifest
+        session = self._session
+        values = [*manifest.views(weights), data.x, data.y]
+        names = [entry.name for entry in session.get_inputs()]
+        mean: Float32 = session.run(None, dict(zip(names, values, strict=True)))[0]
+        # The loss is a mean over the batch, and each sample enters its own term only.
+        return mean * np.float32(len(data))
+
+    @functools.cached_property
+    def _session(self) -> ort.InferenceSession:
+        graph = onnx.load_from_string(self._bundle.infer).graph
+        writer = GraphWriter(infer_shapes(graph))
+        batch, labels = graph.input[-1], writer.fresh("labels")
+        logits = graph.output[0].name
+        _, slope = LOSSES[self._bundle.manifest.loss](writer, logits, labels)
+        found = differentiate(writer, list(graph.node), {logits: slope}, [batch.name])
+        whole = helper.make_graph(
+            [*graph.node, *writer.nodes],
+            "input_gradient",
+            [*graph.input, helper.make_tensor_value_info(labels, TensorProto.INT64, [None])],
+            [helper.make_tensor_value_info(found[batch.name], TensorProto.FLOAT, None)],
+            [*graph.initializer, *writer.constants],
+        )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        model = make_model(whole).SerializeToString()
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,63 @@
+"""Hostile devices that run the real agent: they mask and sign like any other."""
+
+from __future__ import annotations
+
+from covey_agent.data import Dataset
+from covey_agent.trainer import Cancel, Progress, Trainer, TrainResult
+from covey_protocol.bundle import Float32
+from covey_protocol.device_round import DeviceRound
+from covey_protocol.plan import Plan
+from covey_simulator.attacks.coalition import Coalition, unclipped
+
+
+class UnclippedRound(DeviceRound):
+    """A poisoner's round: an honest one but for the clip."""
+
+    def clip(self, update: Float32) -> tuple[Float32, float, float]:
+        """Return the update as it is, as far as the ring can hold it."""
+        bounded, norm = unclipped(update, self.opened.manifest.clip)
+        return bounded, 1.0, norm
+
+
+class PoisoningTrainer(Trainer):
+    """Answers as an honest trainer does, but for the update, which its coalition chooses.
+
+    Loss and accuracy, which the device reports, are those of the incoming model on its true data.
+
+    Args:
+        inner: The honest trainer; one may serve several poisoners.
+        coalition: Chooses the update.
+        index: Which of its devices this is.
+    """
+
+    def __init__(self, inner: Trainer, coalition: Coalition, index: int) -> None:
+        # Trainer's own constructor is left out on purpose: the sessions are those of ``inner``, and all public methods
+        # are answered here.
+        self.bundle = inner.bundle
+        self._inner, self._coalition, self._index = inner, coalition, index
+
+    def self_test(self) -> None:
+        """Replay the bundle's reference trace."""
+        self._inner.self_test()
+
+    def evaluate(self, weights: Float32, data: Dataset, *, cancel: Cancel | None = None) -> tuple[float, float]:
+        """Return mean cross-entropy and accuracy, honestly."""
+        return self._inner.evaluate(weights, data, cancel=cancel)
+
+    def train(
+        self,
+        weights: Float32,
+        data: Dataset,
+        plan: Plan,
+        *,
+        seed: bytes,
+        cancel: Cancel | None = None,
+        progress: Progress | None = None,
+    ) -> TrainResult:
+        """Evaluate, and ask the coalition for the update; arguments and errors as for ``Trainer``."""
+        loss, accuracy = self._inner.evaluate(weights, data, cancel=cancel)
+        update = self._coalition.update_of(self._index, weights)
+        steps = plan.steps_for(len(data))
+        if progress is not None:
+            progress(steps, steps)
+        return TrainResult(update, loss, accuracy, len(data), steps)
