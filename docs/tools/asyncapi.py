@@ -13,7 +13,7 @@ from msgspec import inspect
 from covey_protocol.chunks import PIECE_BYTES
 from covey_protocol.digest import DIGEST_BYTES
 from covey_protocol.envelope import PROTOCOL
-from covey_protocol.messages import Leaves
+from covey_protocol.messages import Leaves, ReportHead
 from covey_protocol.payload import Payload
 
 VERSION = "3.0.0"
@@ -110,7 +110,7 @@ def payload_classes() -> list[type[Payload]]:
     classes: list[type[Payload]] = []
     for entry in CATALOGUE:
         classes += [kind for kind in (entry.payload, entry.inside) if kind is not None and kind not in classes]
-    return [*classes, Leaves]
+    return [*classes, Leaves, ReportHead]
 
 
 def _schemas() -> dict[str, Any]:

@@ -12,7 +12,11 @@ from typing import Literal
 from covey_protocol import topics
 from covey_protocol.messages import (
     Abort,
+    Accept,
     Answer,
+    Assent,
+    Attest,
+    Attestation,
     Close,
     Commitment,
     Commitments,
@@ -30,6 +34,7 @@ from covey_protocol.messages import (
     Masked,
     Opening,
     Recall,
+    Report,
     Reveal,
     RevealedShares,
     RevocationHead,
@@ -141,6 +146,17 @@ CATALOGUE = (
         place="round",
     ),
     Entry(
+        *("up", topics.ATTEST, Attestation, "Sketches of a device's masks, sealed to the aggregator."),
+        bound=ROSTER,
+        place="round",
+        inside=Report,
+    ),
+    Entry(
+        *("up", topics.ACCEPT, Assent, "A device's one signature on the set A for this model."),
+        bound=ROSTER,
+        place="round",
+    ),
+    Entry(
         *("up", topics.UNMASK, Reveal, "Shares that take the masks off the sum over U, sealed to the aggregator."),
         bound=ROSTER,
         place="round",
@@ -205,6 +221,18 @@ CATALOGUE = (
         place="round",
     ),
     Entry(
+        *("pub", topics.ATTEST, Attest, "The certificate on U, and what fixes the seed of the shard's sketches."),
+        bound=ROSTER,
+        id="group",
+        place="round",
+    ),
+    Entry(
+        *("pub", topics.ACCEPT, Accept, "The set A, with the signed heads of its members' reports."),
+        bound=ROSTER,
+        id="group",
+        place="round",
+    ),
+    Entry(
         *("pub", topics.UNMASK, Unmask, "The certificate on U: t consents."),
         bound=ROSTER,
         id="group",
@@ -230,7 +258,7 @@ CATALOGUE = (
 )
 
 # Payload classes that stand in no envelope of their own: parts of others, and the base.
-PARTS = ("ListedMember", "Blob", "Delta", "Windows", "Leaves")
+PARTS = ("ListedMember", "Blob", "Delta", "Windows", "Leaves", "ReportHead")
 
 
 def context_of(entry: Entry) -> str:

@@ -20,7 +20,8 @@ DESCRIPTIONS = {
     "Policy.list_min": "Smallest member list, and smallest number of commitments, from which groups may be drawn.",
     "Policy.exposure_max": "How many different sets a device is in, over all groupings and tasks; 0 sets no limit.",
     "Policy.clear_updates": "Whether manifests without masks pass the policy. Devices refuse them all the same today.",
-    "Policy.sketch_max": "Largest sketch that a device answers; 0 forbids sketches. Devices refuse them all today.",
+    "Policy.sketch_max": "Largest sketch that a device answers; 0 forbids sketches.",
+    "Policy.sketch_budget": "How many numbers a device tells in sketches in its life; 0 sets no limit.",
     "Policy.noise_min": "Least noise multiplier. Devices cannot add noise yet: above 0 no round is joined.",
     # agent.yaml
     "AgentConfig.data": "`.npz` file, or folder of them, with arrays x and y. A relative path starts at the home.",
@@ -93,6 +94,8 @@ DESCRIPTIONS = {
     "Windows.masked": "For MASKED, training included.",
     "Windows.survivors": "For signing U.",
     "Windows.unmask": "For revealing shares.",
+    "Windows.attest": "For sketching, in rounds with sketches.",
+    "Windows.accept": "For signing A, in rounds with sketches.",
 }
 
 # Two structs share a name: the aggregator's side of the broker and the agent's.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from covey_protocol import envelope, topics
+from covey_protocol.digest import digest
 from covey_protocol.errors import RefusedError
 from covey_protocol.messages import Consent, Leaves, Masked
 from covey_protocol.payload import read
@@ -73,20 +75,37 @@ def check_survivors(
     return result
 
 
+def draw_commitment(draw: bytes) -> bytes:
+    """Return what a JOIN commits to r_i with."""
+    return digest(draw, person=b"covey-draw")
+
+
 def read_consent(data: bytes, member: Member, *, roster: CheckedRoster, opened: OpenRound, fleet: str) -> bytes:
-    """Return the digest of the set that a member signed.
+    """Return the digest of the set U that a member signed.
 
     Raises:
-        PeerError: The signature does not hold.
+        SignatureError: The signature does not hold.
+        RefusedError: It opens another r_i than its JOIN committed to.
     """
     context = opened.context(fleet, topics.SURVIVORS, member.name, roster.digest)
-    return read(Consent, envelope.verify(opened.matches(data), context, member.key)).survivors
+    consent = read(Consent, envelope.verify(opened.matches(data), context, member.key))
+    if draw_commitment(consent.draw) != member.join.draw:
+        raise RefusedError(f"{member.name!r} opens another draw than it committed to", cause="draw")
+    return consent.survivors
+
+
+class Reader(Protocol):
+    """Reads what a member signed: a consent to U, or an assent to A."""
+
+    def __call__(self, data: bytes, member: Member, *, roster: CheckedRoster, opened: OpenRound, fleet: str) -> bytes:
+        """Return the digest of the set."""
 
 
 def check_certificate(
     certificate: Sequence[tuple[str, bytes]],
+    signed: bytes,
+    reader: Reader,
     *,
-    survivors: bytes,
     roster: CheckedRoster,
     opened: OpenRound,
     fleet: str,
@@ -101,5 +120,5 @@ def check_certificate(
     if len(members) < roster.t:
         raise RefusedError(f"a certificate of {len(members)} signatures where t is {roster.t}", cause="certificate")
     for member, (_, data) in zip(members, certificate, strict=True):
-        if read_consent(data, member, roster=roster, opened=opened, fleet=fleet) != survivors:
+        if reader(data, member, roster=roster, opened=opened, fleet=fleet) != signed:
             raise RefusedError(f"{member.name!r} signed another set than we did", cause="certificate")

@@ -8,16 +8,18 @@ reveal both kinds of share for one member. The round's secrets live in this obje
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
 from covey_protocol import envelope, identity, masking, prg, ring, roster, sharing, topics
-from covey_protocol.certificates import LEAVES, check_certificate, check_survivors
+from covey_protocol.attest_stage import read_assent
+from covey_protocol.certificates import LEAVES, check_certificate, check_survivors, draw_commitment, read_consent
 from covey_protocol.complaints import Answers
 from covey_protocol.dealing import deal, take_in
+from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
@@ -27,7 +29,10 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
 from covey_protocol.messages import (
     Abort,
+    Accept,
     Answer,
+    Assent,
+    Attest,
     Blob,
     Close,
     Complaint,
@@ -50,6 +55,7 @@ from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
 from covey_protocol.round_table import DEVICE_TABLE, TRAINED, DeviceStage
 from covey_protocol.sealing import seal_anonymously
+from covey_protocol.sketch import K_MAX, K_MIN
 
 
 class DeviceRound:
@@ -94,6 +100,12 @@ class DeviceRound:
         self._masked = b""
         self._survivors: tuple[str, ...] = ()
         self._survivors_digest = b""
+        self._attestation: DeviceAttestation | None = None
+        self._seed = b""
+        self._attesting = False
+        self._head = b""
+        self._summed: tuple[str, ...] = ()
+        self._accepted_digest = b""
         self.closed: Close | None = None
         self.aborted: Abort | None = None
 
@@ -115,8 +127,12 @@ class DeviceRound:
         """
         self._machine.require(topics.JOIN)
         manifest = self.opened.manifest
-        if manifest.sketch or manifest.noise or not manifest.masking:
-            raise RefusedError("this device serves masked rounds without sketch and noise only", cause="unsupported")
+        if manifest.noise or not manifest.masking:
+            raise RefusedError("this device serves masked rounds without noise only", cause="unsupported")
+        if manifest.sketch:
+            if not K_MIN <= manifest.sketch <= K_MAX:
+                raise RefusedError(f"no sketch has {manifest.sketch} numbers", cause="unsupported")
+            self._ledger.check_sketch(manifest.sketch, self._trust.policy.sketch_budget)
         if manifest.epoch != self._grouping.epoch:
             raise RefusedError(
                 f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"
@@ -135,6 +151,7 @@ class DeviceRound:
             mask_key=masking.public_key(masking.masking_key(secrets.masking)),
             share_key=masking.public_key(secrets.sharing),
             self_mask=masking.self_mask_commitment(secrets.self_mask),
+            draw=draw_commitment(secrets.draw),
             sequence=sequence,
             chain=self._chain,
             revocations=known.held,
@@ -156,6 +173,8 @@ class DeviceRound:
             topics.DEALT: self._on_dealt,
             topics.COMPLAINT: self._on_complaint,
             topics.SURVIVORS: self._on_survivors,
+            topics.ATTEST: self._on_attest,
+            topics.ACCEPT: self._on_accept,
             topics.UNMASK: self._on_unmask,
             topics.CLOSE: self._on_close,
             topics.ABORT: self._on_abort,
@@ -306,28 +325,76 @@ class DeviceRound:
             raise RefusedError("the set U holds another vector of this device than it signed", cause="survivors")
         names = [name for name, _ in survivors]
         digest = roster.survivors_digest(self._dealt_digest, survivors)
-        marks = self._ledger.sign_set(
-            self.opened.manifest.model.digest,
-            digest,
-            self._grouping.group,
-            roster.set_digest(self._grouping, names),
-            self._trust.policy.exposure_max,
+        model = self.opened.manifest.model.digest
+        if self.opened.manifest.sketch:  # what is summed is decided later
+            marks = self._ledger.sign_survivors(model, digest)
+        else:
+            marks = self._ledger.sign_set(model, digest, *self._exposure(names))
+        consent = self._sign(
+            topics.SURVIVORS, Consent(survivors=digest, draw=self._round_secrets().draw), current.digest
         )
-        self._survivors, self._survivors_digest = tuple(names), digest
-        return [*marks, Send(topics.SURVIVORS, self._sign(topics.SURVIVORS, Consent(survivors=digest), current.digest))]
+        self._survivors, self._survivors_digest, self._summed = tuple(names), digest, tuple(names)
+        self._attestation = DeviceAttestation(
+            self.name,
+            self._grouping.group,
+            self.opened,
+            self._trust.fleet,
+            current,
+            self._survivors,
+            digest,
+            consent,
+        )
+        return [*marks, Send(topics.SURVIVORS, consent)]
+
+    def _exposure(self, names: Sequence[str]) -> tuple[str, bytes, int]:
+        members = roster.set_digest(self._grouping, names)
+        return self._grouping.group, members, self._trust.policy.exposure_max
+
+    def _on_attest(self, body: bytes) -> list[Effect]:
+        manifest, attestation, secrets = self.opened.manifest, self._attested(), self._round_secrets()
+        message = read(Attest, body)
+        seed = attestation.seed(message)
+        attesting = attestation.attests(message, seed)
+        taking_part = attesting and self.name in self._survivors
+        k = manifest.sketch if taking_part else 0
+        marks = self._ledger.take_seed(manifest.model.digest, seed, k, self._trust.policy.sketch_budget)
+        self._seed, self._attesting = seed, attesting
+        if not taking_part:
+            return list(marks)
+        me, bound = self._me(), self._current().digest
+        report = attestation.report(
+            seed,
+            masking.self_mask_seed(secrets.self_mask),
+            {other.name: self._pair_seed(secrets, me, other) for other in self._dealt if other.name != self.name},
+            lambda kind, head: self._sign(kind, head, bound),
+            self._entropy(32),
+        )
+        self._head = report.head
+        return [*marks, Send(topics.ATTEST, self._sign(topics.ATTEST, report, bound))]
+
+    def _on_accept(self, body: bytes) -> list[Effect]:
+        message = read(Accept, body)
+        digest = self._attested().accepted(message, self._seed, attesting=self._attesting, head=self._head)
+        model = self.opened.manifest.model.digest
+        marks = self._ledger.accept_set(model, digest, *self._exposure(message.accepted))
+        self._summed, self._accepted_digest = tuple(message.accepted), digest
+        return [*marks, Send(topics.ACCEPT, self._sign(topics.ACCEPT, Assent(accepted=digest), self._current().digest))]
 
     def _on_unmask(self, body: bytes) -> list[Effect]:
-        current = self._current()
+        current, certificate = self._current(), read(Unmask, body).certificate
+        if self.opened.manifest.sketch and self.stage is not DeviceStage.ACCEPTED:
+            raise RefusedError("no share without a certificate on the set A", cause="certificate")
         check_certificate(
-            read(Unmask, body).certificate,
-            survivors=self._survivors_digest,
+            certificate,
+            self._accepted_digest or self._survivors_digest,
+            read_assent if self._accepted_digest else read_consent,
             roster=current,
             opened=self.opened,
             fleet=self._trust.fleet,
         )
         assert self._own_shares is not None
         held = {**self._held, self.name: self._own_shares}
-        in_sum = set(self._survivors)
+        in_sum = set(self._summed)
         revealed = RevealedShares(
             self_mask=[(m.name, held[m.name].self_mask) for m in self._dealt if m.name in in_sum and m.name in held],
             masking=[(m.name, held[m.name].masking) for m in self._dealt if m.name not in in_sum and m.name in held],
@@ -365,6 +432,12 @@ class DeviceRound:
         me = self._current().member(self.name)
         assert me is not None
         return me
+
+    def _attested(self) -> DeviceAttestation:
+        if not self.opened.manifest.sketch:
+            raise RefusedError("the manifest asks for no sketches", cause="unannounced")
+        assert self._attestation is not None
+        return self._attestation
 
     def _round_secrets(self) -> masking.RoundSecrets:
         assert self._secrets is not None

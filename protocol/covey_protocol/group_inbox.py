@@ -8,18 +8,21 @@ from __future__ import annotations
 import numpy as np
 from nacl.signing import SigningKey
 
-from covey_protocol import envelope, roster, topics
+from covey_protocol import attest_stage, envelope, roster, topics
+from covey_protocol.attestation import smallest_cover
 from covey_protocol.certificates import check_leaves, read_consent, read_masked
 from covey_protocol.complaints import ComplaintBook, check_complaint
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.group_attestation import GroupAttestation
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.machine import Machine
 from covey_protocol.messages import (
     Abort,
     Answer,
+    Attestation,
     Complaints,
     Decline,
     EphemeralKeys,
@@ -36,7 +39,15 @@ from covey_protocol.sealing import open_sealed
 from covey_protocol.sharing import Entry
 from covey_protocol.unmasking import Revealed, check_reveal
 
-COMPLAINING = frozenset({GroupStage.MASKING, GroupStage.SIGNING, GroupStage.UNMASKING})
+COMPLAINING = frozenset(
+    {
+        GroupStage.MASKING,
+        GroupStage.SIGNING,
+        GroupStage.ATTESTING,
+        GroupStage.ACCEPTING,
+        GroupStage.UNMASKING,
+    }
+)
 """From the moment at which members have their shares to the moment at which the shares are needed."""
 
 
@@ -80,8 +91,16 @@ class GroupInbox:
         self.survivors: tuple[str, ...] = ()
         self._survivors_digest = b""
         self._consents: dict[str, bytes] = {}
+        self.entry = b""
+        self.attestation: GroupAttestation | None = None
+        self.attested = False
+        self._assents: dict[str, bytes] = {}
+        self._accepted_digest = b""
+        self.summed: tuple[str, ...] = ()
+        self.liars: dict[str, str] = {}
         self._revealed: dict[str, Revealed] = {}
         self.declined: dict[str, str] = {}
+        self._revoked: set[str] = set()
         self._lost: dict[str, float] = {}  # and until when each is waited for
         self._passed_over: set[str] = set()
         self.aborted: Abort | None = None
@@ -122,6 +141,17 @@ class GroupInbox:
         self._lost.pop(name, None)
         self._passed_over.discard(name)
 
+    def candidates(self) -> list[str]:
+        """Return the members of U who can be accepted, in roster order.
+
+        Where the group attests they are those with a report, without a smallest set that covers all contradictions
+        between reports, and without members whom the operator has revoked meanwhile. Otherwise A is U.
+        """
+        if self.attestation is None or not self.attestation.attesting:
+            return list(self.survivors)
+        out = smallest_cover(self.attestation.disputes()) | self._revoked
+        return [name for name in self.survivors if name in self.attestation.reports and name not in out]
+
     def _silent(self) -> set[str]:
         before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
         return (self._members() if before_dealing else set(self.dealt)) - self._answered()
@@ -137,6 +167,8 @@ class GroupInbox:
             GroupStage.SHARING: set(self._shares),
             GroupStage.MASKING: self._arrived,
             GroupStage.SIGNING: set(self._consents),
+            GroupStage.ATTESTING: set(self.dealt) - (self.attestation.silent() if self.attestation else set()),
+            GroupStage.ACCEPTING: set(self._assents),
             GroupStage.UNMASKING: set(self._revealed),
         }.get(self.stage, self._members())
 
@@ -153,6 +185,8 @@ class GroupInbox:
             topics.SHARES: ({GroupStage.SHARING}, self._on_shares),
             topics.MASKED: ({GroupStage.MASKING}, self._on_masked),
             topics.SURVIVORS: ({GroupStage.SIGNING}, self._on_consent),
+            topics.ATTEST: ({GroupStage.ATTESTING}, self._on_report),
+            topics.ACCEPT: ({GroupStage.ACCEPTING}, self._on_assent),
             topics.UNMASK: ({GroupStage.UNMASKING}, self._on_reveal),
             topics.COMPLAINT: (COMPLAINING, self._on_complaint),
             topics.ANSWER: (COMPLAINING, self._on_answer),
@@ -234,6 +268,7 @@ class GroupInbox:
     def _drop_revoked(self) -> list[str]:
         revoked = [name for name, key in self.grouping.members if self._trust.revoked(key) is not None]
         gone = [name for name in revoked if name not in self.declined]
+        self._revoked.update(revoked)
         for name in gone:
             self.declined[name] = "revoked"
             if self.roster is None:
@@ -314,7 +349,30 @@ class GroupInbox:
             self._survivors_digest
         ):
             raise RefusedError(f"{name!r} signed another set than was published", cause="survivors")
+        if self.entry:  # its draw can be in the seed no more, which is a digest of what the certificate opens
+            raise StaleError(
+                f"the consent of {name!r} comes after the group's part in the seed was fixed", cause="stage"
+            )
         self._consents[name] = data
+        return []
+
+    def _on_report(self, name: str, data: bytes) -> list[Effect]:
+        assert self.attestation is not None
+        if self.attested:
+            raise StaleError(f"the report of {name!r} comes late", cause="stage")
+        self.attestation.take(name, read(Attestation, envelope.parse(data).payload), self._sealing)
+        return []
+
+    def _on_assent(self, name: str, data: bytes) -> list[Effect]:
+        current = self._current()
+        member = current.member(name)
+        assert member is not None
+        if name in self._assents:
+            raise StaleError(f"{name!r} has signed already", cause="repeated")
+        signed = attest_stage.read_assent(data, member, roster=current, opened=self.opened, fleet=self._trust.fleet)
+        if signed != self._accepted_digest:
+            raise RefusedError(f"{name!r} signed another set than was published", cause="accepted")
+        self._assents[name] = data
         return []
 
     def _on_reveal(self, name: str, data: bytes) -> list[Effect]:
@@ -329,14 +387,14 @@ class GroupInbox:
             name,
             roster=self._current(),
             dealt=self.dealt,
-            survivors=self.survivors,
+            survivors=self.summed,
             entries=entries,
             excused=self.complaints.excused(name),
         )
         return []
 
     def _shares_held(self) -> dict[str, Revealed]:
-        return self.complaints.complete(self._revealed, self.survivors)
+        return self.complaints.complete(self._revealed, self.summed)
 
     def _vector_bytes(self) -> int:
         """Two bytes a parameter and metric; what a member signs and what then comes are both held to it."""

@@ -1,31 +1,36 @@
 """The aggregator's side of one group in one round.
 
 Bytes in, effects out, time passed in. What members say is checked and kept by ``GroupInbox``; here stands when the
-group leaves a stage and what its members are told. It ends with a sum over exactly the survivors that its members
-signed for, or aborted with its reason.
+group leaves a stage and what its members are told. It ends with a sum over exactly the set that its members signed for,
+or aborted with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
-from covey_protocol import roster, topics
+from covey_protocol import attest_stage, envelope, roster, topics
 from covey_protocol.effects import Effect, Note
-from covey_protocol.errors import StateError
+from covey_protocol.errors import RefusedError, StateError
+from covey_protocol.group_attestation import GroupAttestation
 from covey_protocol.group_inbox import GroupInbox
 from covey_protocol.messages import (
     REASON_MAX,
     Abort,
+    Accept,
+    Attest,
+    Consent,
     Dealt,
     Roster,
     Survivors,
     Unmask,
 )
-from covey_protocol.payload import write
+from covey_protocol.payload import read, write
 from covey_protocol.prg import Ring
 from covey_protocol.roster import CheckedRoster, Member
 from covey_protocol.round_table import GroupStage
-from covey_protocol.unmasking import unmask_sum
+from covey_protocol.unmasking import restore, unmask_sum
 
 _LAST_JOINS = 5.0  # seconds, for joins that are on their way when nobody else will join
 
@@ -51,28 +56,40 @@ class GroupRound(GroupInbox):
         self._passed_over = {name for name, until in self._lost.items() if now >= until}
         return self._go_on(now) if self._passed_over else []
 
-    def unmask(self) -> tuple[Ring, int]:
-        """Return the sum over the survivors in the ring, shape (d + 4,), and their number. Heavy: call it in a thread.
+    def unmask(self, vector: Callable[[str], Ring] | None = None) -> tuple[Ring, int]:
+        """Return the sum over the accepted in the ring, shape (d + 4,), and their number. Heavy: call it in a thread.
 
         The masks come off in place, so this can be done once.
 
+        Args:
+            vector: Returns a member's masked vector; needed when somebody in U was not accepted.
+
         Raises:
-            RefusedError: A restored secret is not the one its owner published; the message names the owner.
+            RefusedError: A restored secret is not the one its owner published, or the sketch of an accepted member was
+                false; the message names who it was.
             StateError: There is no sum to be made, or it was made already.
         """
         masked, self._total = self._total, None
         if self.stage is not GroupStage.SUMMING or self.roster is None or masked is None:
             raise StateError(f"group {self.grouping.group} has no sum to unmask in stage {self.stage}")
-        total = unmask_sum(
-            masked,
+        restored = restore(
             roster=self.roster,
             dealt=self.dealt,
-            survivors=self.survivors,
+            summed=self.summed,
             revealed=self._shares_held(),
             opened=self.opened,
             fleet=self._trust.fleet,
         )
-        return total, len(self.survivors)
+        if self.attestation is not None:
+            self.liars = self.attestation.liars(restored)
+            caught = {name: f"{name!r} {self.liars[name]}" for name in self.summed if name in self.liars}
+            if caught:
+                raise RefusedError("; ".join(caught.values()), cause="false-sketch", culprits=caught)
+        for name in set(self.survivors) - set(self.summed):
+            if vector is None:
+                raise StateError(f"the vector of {name!r}, who was not accepted, is needed")
+            masked -= vector(name)
+        return unmask_sum(masked, restored, self.roster), len(self.summed)
 
     def close(self) -> None:
         """Note that the sum was taken over; vectors and shares are forgotten."""
@@ -103,8 +120,15 @@ class GroupRound(GroupInbox):
         if self.stage is GroupStage.MASKING:
             # An answer that is on its way may still save the round.
             enough = not self.awaited() and not self.complaints.unrestorable(self.dealt, quorum, proven=False)
+        elif self.stage is GroupStage.SIGNING and self.opened.manifest.sketch:
+            # Whose draw is left out of the seed will not attest, so wait for everybody; then for the other groups.
+            enough = not self.entry and not self.awaited()
         elif self.stage is GroupStage.SIGNING:
             enough = len(self._consents) >= quorum or not self.awaited()
+        elif self.stage is GroupStage.ATTESTING:
+            enough = not self.attested and not self.awaited()
+        elif self.stage is GroupStage.ACCEPTING:
+            enough = len(self._assents) >= quorum or not self.awaited()
         elif self.stage is GroupStage.UNMASKING:
             enough = (len(self._revealed) >= quorum and self._restorable()) or not self.awaited()
         else:
@@ -120,21 +144,25 @@ class GroupRound(GroupInbox):
         elif self._passed_over & self._silent() and not self.awaited():
             lost = ", ".join(sorted(self._passed_over & self._silent()))
             effects.append(Note("lost", f"group {self.grouping.group}, {self.stage}: not waiting for {lost}"))
-        match self.stage:
-            case GroupStage.JOINING:
-                self.deadline = now + windows.shares
-                return effects + self._publish_roster()
-            case GroupStage.SHARING:
-                self.deadline = now + windows.masked
-                return effects + self._publish_dealt()
-            case GroupStage.MASKING:
-                self.deadline = now + windows.survivors
-                return effects + self._publish_survivors()
-            case GroupStage.SIGNING:
-                self.deadline = now + windows.unmask
-                return effects + self._publish_certificate()
-            case _:
-                return effects + self._finish()
+        stages = {
+            GroupStage.JOINING: (windows.shares, self._publish_roster),
+            GroupStage.SHARING: (windows.masked, self._publish_dealt),
+            GroupStage.MASKING: (windows.survivors, self._publish_survivors),
+            GroupStage.SIGNING: (windows.unmask, self._publish_certificate),
+            GroupStage.ATTESTING: (math.inf, self._reported),
+            GroupStage.ACCEPTING: (windows.unmask, self._publish_certificate),
+            GroupStage.UNMASKING: (math.inf, self._finish),
+        }
+        if self.stage is GroupStage.SIGNING and self.opened.manifest.sketch:
+            stages[GroupStage.SIGNING] = (math.inf, self._fix_entry)
+        window, go = stages[self.stage]
+        self.deadline = now + window
+        return effects + go()
+
+    def _reported(self) -> list[Effect]:
+        """Take no more reports; the group goes on when ``accept`` is called."""
+        self.attested = True
+        return []
 
     def new_list(self, now: float) -> list[Effect]:
         """Hear that the operator's revocation list is a newer one, and go on without members whom it names.
@@ -193,27 +221,89 @@ class GroupRound(GroupInbox):
         survivors = [name for name in self.dealt if name in self._arrived]
         if len(survivors) < current.a_min:
             return self.abort("too-few-survivors", f"{len(survivors)} masked vectors arrived, a_min is {current.a_min}")
-        self.survivors = tuple(survivors)
+        self.survivors = self.summed = tuple(survivors)
         vectors = [(name, self._masked[name][1]) for name in survivors]
         self._survivors_digest = roster.survivors_digest(self._dealt_digest, vectors)
         self._machine.advance(topics.SURVIVORS)
         body = Survivors(survivors=[(name, self._masked[name][0]) for name in survivors])
         return [self._publish(topics.SURVIVORS, body, current.digest)]
 
-    def _publish_certificate(self) -> list[Effect]:
+    def _fix_entry(self) -> list[Effect]:
+        """Fix the group's part in the shard's seed; it goes on when ``attest`` is called."""
         current = self._current()
         signers = [member.name for member in current.members if member.name in self._consents]
         if len(signers) < current.t:
             return self.abort("too-few-signed", f"{len(signers)} members signed the survivors, t is {current.t}")
+        draws = [(name, read(Consent, envelope.parse(self._consents[name]).payload).draw) for name in signers]
+        self.entry = attest_stage.group_entry(self.grouping.group, self._survivors_digest, draws)
+        return []
+
+    def attest(self, entries: Sequence[tuple[str, bytes]], watched: bool, now: float) -> list[Effect]:
+        """Publish what fixes the shard's seed; wait for reports, or accept all of U where the lot spares the group.
+
+        Args:
+            entries: Group and ``entry`` of every group of the shard whose vectors are fixed, by group.
+            watched: Whether the group attests however the lot falls.
+            now: Seconds on the caller's monotonic clock.
+
+        Raises:
+            StateError: The group's own part is not fixed.
+        """
+        if self.stage is not GroupStage.SIGNING or not self.entry:
+            raise StateError(f"group {self.grouping.group} has nothing to attest in stage {self.stage}")
+        current, seed = self._current(), attest_stage.shard_seed(entries)
+        attesting = watched or attest_stage.drawn(seed, self.opened.manifest.lot)
+        certificate = [(m.name, self._consents[m.name]) for m in current.members if m.name in self._consents]
+        self.attestation = GroupAttestation(
+            seed, attesting, self.opened, self._trust.fleet, current, self.dealt, self.survivors
+        )
+        self._machine.advance(topics.ATTEST)
+        self.deadline = now + self.opened.manifest.windows.attest
+        body = Attest(certificate=certificate, entries=list(entries), watched=watched)
+        effects: list[Effect] = [self._publish(topics.ATTEST, body, current.digest)]
+        return effects if attesting else effects + self.accept(self.survivors, now)
+
+    def accept(self, accepted: Sequence[str], now: float) -> list[Effect]:
+        """Publish the set A, whose members will be summed; the others' updates stay hidden like a drop-out's.
+
+        Args:
+            accepted: Some of its ``candidates``.
+            now: Seconds on the caller's monotonic clock.
+
+        Raises:
+            StateError: The group does not wait for it.
+        """
+        current, attestation = self._current(), self.attestation
+        if self.stage is not GroupStage.ATTESTING or attestation is None:
+            raise StateError(f"group {self.grouping.group} accepts nobody in stage {self.stage}")
+        names = [name for name in self.survivors if name in accepted]
+        heads = [(name, attestation.heads[name]) for name in names if name in attestation.heads]
+        if attestation.attesting and len(heads) < len(names):
+            raise StateError(f"group {self.grouping.group} would accept members who have not attested")
+        if len(names) < current.a_min:
+            reason = f"{len(names)} members are accepted, a_min is {current.a_min}"
+            return self.abort("too-few-accepted", reason, set(self.survivors) - set(names))
+        self.summed = tuple(names)
+        self._accepted_digest = attest_stage.accepted_digest(self._survivors_digest, attestation.seed, names)
+        self._machine.advance(topics.ACCEPT)
+        self.deadline = now + self.opened.manifest.windows.accept
+        return [self._publish(topics.ACCEPT, Accept(accepted=names, heads=heads), current.digest)]
+
+    def _publish_certificate(self) -> list[Effect]:
+        current = self._current()
+        pool, what = (self._assents, "accepted") if self.opened.manifest.sketch else (self._consents, "survivors")
+        signers = [member.name for member in current.members if member.name in pool]
+        if len(signers) < current.t:
+            return self.abort("too-few-signed", f"{len(signers)} members signed the {what}, t is {current.t}")
         self._machine.advance(topics.UNMASK)
-        body = Unmask(certificate=[(name, self._consents[name]) for name in signers[: current.t]])
+        body = Unmask(certificate=[(name, pool[name]) for name in signers[: current.t]])
         return [self._publish(topics.UNMASK, body, current.digest)]
 
     def _restorable(self) -> bool:
         """Whether every secret that is needed has t shares."""
         needed = self._current().t
         for name in self.dealt:
-            kind = "self_mask" if name in self.survivors else "masking"
+            kind = "self_mask" if name in self.summed else "masking"
             if sum(name in getattr(held, kind) for held in self._shares_held().values()) < needed:
                 return False
         return True

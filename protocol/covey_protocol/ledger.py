@@ -12,10 +12,12 @@ from covey_protocol.digest import short
 from covey_protocol.effects import Remember
 from covey_protocol.errors import LocalError, MalformedError, RefusedError, StaleError
 from covey_protocol.revocation import Revocations
+from covey_protocol.sketch import K_MAX
 
 _SEQUENCE = "sequence"
 _HEAD, _LIST, _LIST_VERSION = "revocations/head", "revocations/list", "revocations/version"
 _FORGOTTEN = "forgotten"
+_SKETCHES = "sketches"
 
 
 class DeviceLedger:
@@ -54,7 +56,7 @@ class DeviceLedger:
         """Jump to where this device was before its disk went back, proven by a JOIN of its own.
 
         Each sum that it may have signed for since has cost it a join, so the joins that it has forgotten count as
-        exposure from now on. Which models it had masked for is lost.
+        exposure and as sketches from now on. Which models it had masked for is lost.
 
         Args:
             sequence: The JOIN's.
@@ -140,30 +142,87 @@ class DeviceLedger:
         return self._remember(f"unmask/{task}", reveal)
 
     def sign_set(self, model: bytes, survivors: bytes, group: str, members: bytes, exposure_max: int) -> list[Remember]:
-        """Spend this device's one signature for a model digest.
+        """Spend this device's one signature on a set U for a model digest, where U is what will be summed.
 
         Args:
             model: Digest of the round's model.
             survivors: Digest of U.
             group: Identifier of the group.
-            members: Digest of the set of names in U.
+            members: Digest of the set of names in the sum.
             exposure_max: The policy's cap on distinct sets over all groupings, 0 for none.
 
         Raises:
             RefusedError: Another set was signed for this model, or the exposure cap is reached.
         """
-        key = f"signed/{model.hex()}"
-        if self._rows.get(key, survivors) != survivors:
-            raise RefusedError("this device has signed another set for the same model", cause="second-set")
-        if key in self._rows:
-            return []
+        return self._sum_over(f"signed/{model.hex()}", survivors, group, members, exposure_max)
+
+    def accept_set(
+        self, model: bytes, accepted: bytes, group: str, members: bytes, exposure_max: int
+    ) -> list[Remember]:
+        """Spend this device's one signature on a set A for a model digest; arguments and errors as ``sign_set``."""
+        return self._sum_over(f"accepted/{model.hex()}", accepted, group, members, exposure_max)
+
+    def sign_survivors(self, model: bytes, survivors: bytes) -> list[Remember]:
+        """Spend this device's one signature on a set U for a model digest, of which a part will be summed.
+
+        Raises:
+            RefusedError: Another set was signed for this model.
+        """
+        return self._once(f"signed/{model.hex()}", survivors, "signed another set")
+
+    def _sum_over(self, key: str, signed: bytes, group: str, members: bytes, exposure_max: int) -> list[Remember]:
         exposure = f"exposure/{group}/{members.hex()}"
-        if exposure not in self._rows:
+        if exposure not in self._rows and key not in self._rows:
             self.check_exposure(exposure_max)
-        return [
-            self._remember(key, survivors),
-            self._remember(exposure, str(self._number(exposure) + 1).encode()),
-        ]
+        marks = self._once(key, signed, "signed another set")
+        return [*marks, self._remember(exposure, str(self._number(exposure) + 1).encode())] if marks else []
+
+    def take_seed(self, model: bytes, seed: bytes, k: int, budget: int) -> list[Remember]:
+        """Spend this device's one sketch for a model digest, and k numbers of its budget.
+
+        Args:
+            model: Digest of the round's model.
+            seed: ρ, which fixes the sketch.
+            k: Numbers in it.
+            budget: How many numbers this device tells in its life, 0 for no limit.
+
+        Raises:
+            RefusedError: A sketch under another seed was made for this model, or the budget is spent.
+        """
+        key = f"sketched/{model.hex()}"
+        if key not in self._rows:
+            self.check_sketch(k, budget)
+        marks = self._once(key, seed, "made a sketch under another seed")
+        return [*marks, self._remember(_SKETCHES, str(self._number(_SKETCHES) + k).encode())] if marks else []
+
+    def check_sketch(self, k: int, budget: int) -> None:
+        """Refuse a sketch of k numbers that the budget does not allow.
+
+        Raises:
+            RefusedError: It is spent.
+        """
+        if budget and self.sketched() + k > budget:
+            raise RefusedError(
+                f"{k} more numbers would exceed the sketch budget of {budget}: {self.sketched()} are spent",
+                cause="sketch-budget",
+            )
+
+    def sketched(self) -> int:
+        """Count the numbers of all sketches that this device has made.
+
+        Every join that it has forgotten counts as the largest sketch there is.
+        """
+        return self._number(_SKETCHES) + self.forgotten * K_MAX
+
+    def _once(self, key: str, value: bytes, what: str) -> list[Remember]:
+        """Mark what a device does once for a model; nothing is left to mark when it is repeated.
+
+        Raises:
+            RefusedError: Something else was marked.
+        """
+        if self._rows.get(key, value) != value:
+            raise RefusedError(f"this device has {what} for the same model", cause="second-set")
+        return [] if key in self._rows else [self._remember(key, value)]
 
     def exposure(self) -> int:
         """Count the distinct sums this device was in: each is another equation about its updates.

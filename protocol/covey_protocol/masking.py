@@ -35,13 +35,15 @@ class RoundSecrets:
         masking: Scalar z; the masking key pair derives from it.
         self_mask: Scalar β; the self-mask's seed b derives from it.
         sharing: X25519 secret key that only decrypts shares and is never shared itself.
+        draw: r, this member's part in the shard's seed, opened when all vectors are fixed.
     """
 
     masking: bytes = field(repr=False)
     self_mask: bytes = field(repr=False)
     sharing: bytes = field(repr=False)
+    draw: bytes = field(repr=False)
 
-    ENTROPY_BYTES = 2 * shamir.ENTROPY_BYTES + 32
+    ENTROPY_BYTES = 2 * shamir.ENTROPY_BYTES + 64
 
     @staticmethod
     def from_entropy(entropy: bytes) -> RoundSecrets:
@@ -51,6 +53,7 @@ class RoundSecrets:
             masking=shamir.scalar(entropy[:cut]),
             self_mask=shamir.scalar(entropy[cut : 2 * cut]),
             sharing=entropy[2 * cut : 2 * cut + 32],
+            draw=entropy[2 * cut + 32 : 2 * cut + 64],
         )
 
 

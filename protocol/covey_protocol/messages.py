@@ -34,6 +34,8 @@ RosterNames = Annotated[list[Name], msgspec.Meta(max_length=ROSTER_MAX)]
 Signed = Annotated[bytes, msgspec.Meta(max_length=_MAX_ENVELOPE)]
 SignedList = Annotated[list[tuple[Name, Signed]], msgspec.Meta(max_length=ROSTER_MAX)]
 RosterSize = Annotated[int, msgspec.Meta(ge=ROSTER_MIN, le=ROSTER_MAX)]
+GroupName = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+SketchBytes = Annotated[bytes, msgspec.Meta(max_length=128)]
 Threshold = Annotated[int, msgspec.Meta(ge=1, le=ROSTER_MAX)]
 SketchSize = Annotated[int, msgspec.Meta(ge=0, le=SKETCH_MAX)]
 NoiseMultiplier = Annotated[float, msgspec.Meta(ge=0, le=1000)]
@@ -117,6 +119,8 @@ class Windows(Payload, frozen=True, kw_only=True):
     masked: Seconds
     survivors: Seconds
     unmask: Seconds
+    attest: Seconds = 60.0
+    accept: Seconds = 60.0
 
 
 class Manifest(Payload, frozen=True, kw_only=True):
@@ -132,6 +136,7 @@ class Manifest(Payload, frozen=True, kw_only=True):
         n_min, n_max: Limits on a roster; ``n_max`` also sets the ring's scale.
         masking: False only in fleets whose policy allows clear updates.
         sketch: Numbers in the sketch that every member is asked for; 0 asks for none.
+        lot: Groups that are not watched attest in one round of so many, as the lot falls.
         noise: Multiplier of the noise that every member adds; 0 for none.
         windows: Seconds for each stage.
         sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
@@ -149,6 +154,7 @@ class Manifest(Payload, frozen=True, kw_only=True):
     sealing_key: Key
     masking: bool = True
     sketch: SketchSize = 0
+    lot: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     noise: NoiseMultiplier = 0.0
     delta: Delta | None = None
     revocations: Count = 0
@@ -168,12 +174,14 @@ class Join(Payload, frozen=True, kw_only=True):
 
     ``manifest`` is the digest of the OPEN payload it saw: members who were shown different manifests notice it in the
     roster. ``sequence`` never repeats on a device, so a key pair is never used twice, not even by a restored disk.
+    ``draw`` commits to the random r_i that is opened when everybody's vectors are fixed.
     """
 
     manifest: Digest
     mask_key: Key
     share_key: Key
     self_mask: Digest
+    draw: Digest
     sequence: Count
     chain: Chain
     revocations: Count = 0
@@ -254,9 +262,59 @@ class Survivors(Payload, frozen=True, kw_only=True):
 
 
 class Consent(Payload, frozen=True, kw_only=True):
-    """SURVIVORS, from a device: its one signature on U for this model."""
+    """SURVIVORS, from a device: its one signature on U for this model, and its r_i opened."""
 
     survivors: Digest
+    draw: Digest
+
+
+class Attest(Payload, frozen=True, kw_only=True):
+    """ATTEST, published: the certificate on U, and what fixes the shard's seed ρ.
+
+    ``certificate`` holds every consent that came in time; ``entries`` one digest for each group whose vectors are
+    fixed, this one among them, by group; ``watched`` has the group attest however the lot falls.
+    """
+
+    certificate: SignedList
+    entries: Annotated[list[tuple[GroupName, Digest]], msgspec.Meta(max_length=SHARD_MAX)]
+    watched: bool = False
+
+
+class ReportHead(Payload, frozen=True, kw_only=True):
+    """What a device signs about its sketches: the seed that they were made with, and the report's digest."""
+
+    seed: Digest
+    report: Digest
+
+
+class Report(Payload, frozen=True, kw_only=True):
+    """Sketches of a device's masks, sealed: of its self-mask, and of its mask with every other member of D.
+
+    Each has two bytes, little-endian, for each of the k buckets.
+    """
+
+    own: SketchBytes
+    pairs: Annotated[list[tuple[Name, SketchBytes]], msgspec.Meta(max_length=ROSTER_MAX)]
+
+
+class Attestation(Payload, frozen=True, kw_only=True):
+    """ATTEST, from a device: the signed head of its report, and the report sealed to the manifest's key."""
+
+    head: Signed
+    sealed: Annotated[bytes, msgspec.Meta(max_length=16 * 1024)]
+
+
+class Accept(Payload, frozen=True, kw_only=True):
+    """ACCEPT, published: the set A, and the signed heads of its members' reports if they attested."""
+
+    accepted: RosterNames
+    heads: SignedList
+
+
+class Assent(Payload, frozen=True, kw_only=True):
+    """ACCEPT, from a device: its one signature on A for this model."""
+
+    accepted: Digest
 
 
 class Decline(Payload, frozen=True, kw_only=True):
@@ -267,7 +325,7 @@ class Decline(Payload, frozen=True, kw_only=True):
 
 
 class Unmask(Payload, frozen=True, kw_only=True):
-    """UNMASK, published: t consents, the certificate on U."""
+    """UNMASK, published: t consents or, in rounds with sketches, t assents: the certificate on the set to be summed."""
 
     certificate: SignedList
 

@@ -32,6 +32,8 @@ class Policy(Payload, frozen=True, kw_only=True):
         clear_updates: Whether rounds without masks are allowed. For laboratories only.
         sketch_max: Largest sketch that a device answers. Its numbers are what a device tells of its update besides the
             group's sum, so they have a ceiling; 0 forbids sketches.
+        sketch_budget: How many numbers a device tells in sketches in its life; 0 sets no limit. Beyond it a device
+            joins only rounds without sketches.
         noise_min: Least noise multiplier.
     """
 
@@ -43,6 +45,7 @@ class Policy(Payload, frozen=True, kw_only=True):
     exposure_max: Count = 0
     clear_updates: bool = False
     sketch_max: SketchSize = 64
+    sketch_budget: Count = 0
     noise_min: NoiseMultiplier = 0.0
 
     @property

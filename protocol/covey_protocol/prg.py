@@ -22,7 +22,7 @@ BLOCK = 1 << 16  # elements
 
 Ring: TypeAlias = NDArray[np.uint16]
 
-__all__ = ["BLOCK", "SEED_BYTES", "Ring", "add_mask", "blocks", "change", "expand", "subtract_mask"]
+__all__ = ["BLOCK", "SEED_BYTES", "Ring", "add_mask", "blocks", "change", "expand", "side_by_side", "subtract_mask"]
 
 
 def blocks(seed: bytes, length: int) -> Iterator[tuple[slice, Ring]]:
@@ -46,21 +46,27 @@ def expand(seed: bytes, length: int) -> Ring:
     return vector
 
 
-def change(vector: Ring, *, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
-    """Add and subtract the masks of many seeds, in place and modulo 2^16.
+def side_by_side(seeds: Sequence[bytes], length: int) -> Iterator[tuple[int, slice, Ring]]:
+    """Yield the masks of many seeds as (which seed, where it belongs, block): the first block of each, then the second.
 
-    All masks go over one block of the vector before the next one is touched, so that it stays in the cache.
+    So what is done with them can stay in the cache. A block is good until the next one is made.
     """
-    length = len(vector)
-    masks: list[tuple[np.ufunc, list[bytes]]] = [(np.add, _block_seeds(seed, length)) for seed in add]
-    masks += [(np.subtract, _block_seeds(seed, length)) for seed in subtract]
+    trees = [_block_seeds(seed, length) for seed in seeds]
     room, whole = _room(length)
     for index, start in enumerate(range(0, length, BLOCK)):
-        tile = vector[start : start + BLOCK]
-        block, size = whole[: len(tile)], 2 * len(tile)
-        for apply, seeds in masks:
-            room.fill(seeds[index], size)
-            apply(tile, block, out=tile)
+        where = slice(start, min(start + BLOCK, length))
+        block, size = whole[: where.stop - start], 2 * (where.stop - start)
+        for which, tree in enumerate(trees):
+            room.fill(tree[index], size)
+            yield which, where, block
+
+
+def change(vector: Ring, *, add: Sequence[bytes] = (), subtract: Sequence[bytes] = ()) -> None:
+    """Add and subtract the masks of many seeds, in place and modulo 2^16."""
+    for which, where, block in side_by_side([*add, *subtract], len(vector)):
+        tile = vector[where]
+        apply = np.add if which < len(add) else np.subtract
+        apply(tile, block, out=tile)
 
 
 def _room(length: int) -> tuple[Room, Ring]:

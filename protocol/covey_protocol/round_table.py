@@ -1,7 +1,7 @@
 """The round as transition tables, one for a device and one for the aggregator's side of a group.
 
-Stages and messages are those of ``docs/protocol.md``. ATTEST and ACCEPT have their places; a manifest that asks for
-them is refused by devices that cannot serve it.
+Stages and messages are those of ``docs/protocol.md``. Rounds without sketches leave out ATTEST and ACCEPT; in rounds
+with them no device goes from ``signed`` to ``unmasked``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from enum import StrEnum
 
 from covey_protocol import topics
 
-ATTEST = "attest"
-ACCEPT = "accept"
 TRAINED = "trained"
 LATE = "late"
 
@@ -52,12 +50,20 @@ DEVICE_TABLE = {
     DeviceStage.MASKED: {topics.COMPLAINT: DeviceStage.MASKED, topics.SURVIVORS: DeviceStage.SIGNED, **_END},
     DeviceStage.SIGNED: {
         topics.COMPLAINT: DeviceStage.SIGNED,
-        ATTEST: DeviceStage.ATTESTED,
+        topics.ATTEST: DeviceStage.ATTESTED,
         topics.UNMASK: DeviceStage.UNMASKED,
         **_END,
     },
-    DeviceStage.ATTESTED: {ACCEPT: DeviceStage.ACCEPTED, **_END},
-    DeviceStage.ACCEPTED: {topics.UNMASK: DeviceStage.UNMASKED, **_END},
+    DeviceStage.ATTESTED: {
+        topics.COMPLAINT: DeviceStage.ATTESTED,
+        topics.ACCEPT: DeviceStage.ACCEPTED,
+        **_END,
+    },
+    DeviceStage.ACCEPTED: {
+        topics.COMPLAINT: DeviceStage.ACCEPTED,
+        topics.UNMASK: DeviceStage.UNMASKED,
+        **_END,
+    },
     DeviceStage.UNMASKED: {topics.CLOSE: DeviceStage.CLOSED, topics.ABORT: DeviceStage.ABORTED},
     DeviceStage.CLOSED: {},
     DeviceStage.ABORTED: {},
@@ -86,8 +92,8 @@ GROUP_TABLE = {
     GroupStage.JOINING: {topics.ROSTER: GroupStage.SHARING, **_ABORT},
     GroupStage.SHARING: {topics.DEALT: GroupStage.MASKING, **_ABORT},
     GroupStage.MASKING: {topics.SURVIVORS: GroupStage.SIGNING, **_ABORT},
-    GroupStage.SIGNING: {ATTEST: GroupStage.ATTESTING, topics.UNMASK: GroupStage.UNMASKING, **_ABORT},
-    GroupStage.ATTESTING: {ACCEPT: GroupStage.ACCEPTING, **_ABORT},
+    GroupStage.SIGNING: {topics.ATTEST: GroupStage.ATTESTING, topics.UNMASK: GroupStage.UNMASKING, **_ABORT},
+    GroupStage.ATTESTING: {topics.ACCEPT: GroupStage.ACCEPTING, **_ABORT},
     GroupStage.ACCEPTING: {topics.UNMASK: GroupStage.UNMASKING, **_ABORT},
     GroupStage.UNMASKING: {"sum": GroupStage.SUMMING, **_ABORT},
     GroupStage.SUMMING: {topics.CLOSE: GroupStage.CLOSED, **_ABORT},

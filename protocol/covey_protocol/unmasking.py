@@ -68,56 +68,81 @@ def check_reveal(
     return revealed
 
 
-def unmask_sum(
-    total: Ring,
+@dataclass(frozen=True)
+class Restored:
+    """Secrets that t members' shares gave back.
+
+    Attributes:
+        self_masks: b_i of each member in the sum.
+        pairs: For each other member of D, the seeds of its masks with everybody else in D.
+    """
+
+    self_masks: dict[str, bytes] = field(repr=False)
+    pairs: dict[str, dict[str, bytes]] = field(repr=False)
+
+
+def restore(
     *,
     roster: CheckedRoster,
     dealt: Sequence[str],
-    survivors: Sequence[str],
+    summed: Sequence[str],
     revealed: Mapping[str, Revealed],
     opened: OpenRound,
     fleet: str,
-) -> Ring:
-    """Take all masks off the sum of the survivors' masked vectors.
+) -> Restored:
+    """Restore what takes the masks off a sum.
 
     Args:
-        total: Shape (d + 4,); changed in place.
-        roster, dealt, survivors: R ⊇ D ⊇ U.
+        roster, dealt, summed: R ⊇ D ⊇ the members in the sum.
         revealed: At least t members' checked shares.
         opened, fleet: The round, for the context of the pairwise seeds.
-
-    Returns:
-        Σ_{i ∈ U} x_i in the ring.
 
     Raises:
         RefusedError: Restored secrets are not those that their owners published, who have therefore dealt shares of
             wrong ones. All of them are named.
     """
-    self_seeds: list[bytes] = []
     wrong: dict[str, str] = {}
-    for name in survivors:
+    self_masks: dict[str, bytes] = {}
+    for name in summed:
         member = _member(roster, name)
         secret = _restore(roster, name, "self_mask", revealed)
         if masking.self_mask_commitment(secret) != member.join.self_mask:
             wrong[name] = f"{name!r} dealt shares of another self-mask than it published"
-        self_seeds.append(masking.self_mask_seed(secret))
-    pairs: list[tuple[int, int, bytes]] = []
+        self_masks[name] = masking.self_mask_seed(secret)
+    pairs: dict[str, dict[str, bytes]] = {}
     context = opened.pair_context(fleet, roster.digest)
     for name in dealt:
-        if name in survivors:
+        if name in self_masks:
             continue
         dropped = _member(roster, name)
         key = masking.masking_key(_restore(roster, name, "masking", revealed))
         if masking.public_key(key) != dropped.join.mask_key:
             wrong[name] = f"{name!r} dealt shares of another masking secret than it published"
             continue
-        for other in survivors:
-            survivor = _member(roster, other)
-            seed = masking.pair_seed(key, _party(dropped), _party(survivor), context)
-            pairs.append((survivor.place, dropped.place, seed))
+        others = [_member(roster, other) for other in dealt if other != name]
+        pairs[name] = {other.name: masking.pair_seed(key, _party(dropped), _party(other), context) for other in others}
     if wrong:
         raise RefusedError("; ".join(wrong.values()), cause="dealer", culprits=wrong)
-    masking.unmask(total, self_seeds, pairs)
+    return Restored(self_masks, pairs)
+
+
+def unmask_sum(total: Ring, restored: Restored, roster: CheckedRoster) -> Ring:
+    """Take all masks off the sum of masked vectors.
+
+    Args:
+        total: Shape (d + 4,); changed in place.
+        restored: The secrets of its members and of the others in D.
+        roster: R.
+
+    Returns:
+        The sum of its members' vectors in the ring.
+    """
+    pairs = [
+        (_member(roster, name).place, _member(roster, dropped).place, seeds[name])
+        for dropped, seeds in restored.pairs.items()
+        for name in restored.self_masks
+    ]
+    masking.unmask(total, list(restored.self_masks.values()), pairs)
     return total
 
 

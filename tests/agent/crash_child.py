@@ -229,7 +229,9 @@ def _watch_secrets(log: Log) -> None:
             for each in value:
                 tell(name, each)
         elif dataclasses.is_dataclass(value):
-            tell(name, [getattr(value, field.name) for field in dataclasses.fields(value)])
+            # A draw is opened with the consent to U, and so stands in the outbox.
+            fields = [field.name for field in dataclasses.fields(value) if field.name != "draw"]
+            tell(name, [getattr(value, field) for field in fields])
 
     def told(owner: Any, name: str) -> None:
         real: Callable[..., Any] = getattr(owner, name)

@@ -170,6 +170,8 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
         topics.WANT,
         topics.COMPLAINT,
         topics.ANSWER,
+        topics.ATTEST,
+        topics.ACCEPT,
         topics.DECLINE,
         topics.HAVE,
         topics.RECALL,

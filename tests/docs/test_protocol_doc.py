@@ -84,6 +84,8 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     head, entries = rig.revoke("pi-1")
     ledger.take_revocations(head, operator_key=bytes(rig.OPERATOR.verify_key), fleet=rig.FLEET)
     ledger.take_revoked(entries)
+    ledger.take_seed(b"model", b"seed", 8, 0)
+    ledger.accept_set(b"model", b"set", "1-s-0", b"members", 0)
     heads = {key.partition("/")[0] for key in ledger._rows}
     described = {key.partition("/")[0] for key in re.findall(r"^\| [a-zA-Z ]+ \| `([a-z/{}]+)` \|", PAGE, re.MULTILINE)}
     assert described == heads | {"epoch", "opening", "grouping"}

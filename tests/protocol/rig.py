@@ -24,11 +24,12 @@ from covey_protocol.digest import digest
 from covey_protocol.effects import Deliver, Effect, Note, Publish, Remember, Send
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import PeerError, StaleError
+from covey_protocol.group_attestation import GroupAttestation
 from covey_protocol.group_round import GroupRound
 from covey_protocol.identity import AGGREGATOR, Chain, PinnedKeys
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
-from covey_protocol.messages import Blob, Manifest, Windows
+from covey_protocol.messages import Blob, Consent, Manifest, Windows
 from covey_protocol.payload import Payload, write
 from covey_protocol.plan import Plan
 from covey_protocol.policy import Policy
@@ -36,7 +37,7 @@ from covey_protocol.prg import Ring
 from covey_protocol.revocation import Revocation, Revocations, sign_list
 from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import OpenRound, Trust
-from covey_protocol.round_table import DeviceStage
+from covey_protocol.round_table import DeviceStage, GroupStage
 
 # X25519 keys of low order, on the curve and its twist, in all their encodings that matter.
 LOW_ORDER = [
@@ -52,7 +53,7 @@ LOW_ORDER = [
 FLEET = "meadow"
 TASK = "digits"
 METRICS = Metrics(loss=1.5, accuracy=0.5, samples=40, norm=0)
-WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
+WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, attest=10, accept=10, unmask=10)
 
 
 class Entropy:
@@ -182,10 +183,14 @@ class Rig:
             now=0.0,
         )
         self.now = 0.0
+        self.attesting = True
         self._queue: deque[Callable[[], None]] = deque()
         self.wire: list[tuple[str, str, str, bytes]] = []
         self.held: list[tuple[str, str, str, bytes]] = []
         self.encoded: dict[str, Ring] = {}
+        self.vectors: dict[str, bytes] = {}
+        self.rejected: set[str] = set()
+        self.watched = True
         self.errors: list[PeerError] = []
         self.notes: list[Note] = []
         self.remembered: dict[str, list[Remember]] = {name: [] for name in self.names}
@@ -258,8 +263,24 @@ class Rig:
 
     def pump(self) -> None:
         """Carry messages, first in first out, until none is on its way."""
-        while self._queue:
-            self._queue.popleft()()
+        while self._queue or self._go_on():
+            if self._queue:
+                self._queue.popleft()()
+
+    def _go_on(self) -> bool:
+        """Do what the aggregator does between the stages of a group: fix the shard's seed, and choose the set A."""
+        group = self.group
+        if group.stage is GroupStage.SIGNING and group.entry and self.attesting:
+            self.from_group(group.attest([(self.grouping.group, group.entry)], self.watched, self.now))
+            return True
+        if group.stage is GroupStage.ATTESTING and group.attested:
+            self.from_group(group.accept([n for n in group.candidates() if n not in self.rejected], self.now))
+            return True
+        return False
+
+    def vector(self, name: str) -> Ring:
+        """Return a member's masked vector, as the aggregator has it on disk."""
+        return np.frombuffer(self.vectors[name], "<u2")
 
     def to_group(self, name: str, effect: Send) -> None:
         way = "vector" if effect.transfer else "up"
@@ -272,6 +293,7 @@ class Rig:
         for _ in range(self.repeat):
             try:
                 if effect.transfer:
+                    self.vectors[name] = data
                     self.from_group(self.group.vector(name, data, self.now))
                 else:
                     self.from_group(self.group.receive(effect.kind, name, data, self.now))
@@ -337,6 +359,12 @@ class Rig:
         context = self.opened.context(FLEET, kind, name, self.bound(kind, name))
         return envelope.sign(write(body), context.with_(**changes), signing_key(name))
 
+    def consent(self, name: str, survivors: bytes, /, **changes: object) -> bytes:
+        """Sign a set U as a device."""
+        secrets = self.devices[name]._secrets
+        assert secrets is not None
+        return self.say(name, topics.SURVIVORS, Consent(survivors=survivors, draw=secrets.draw), **changes)
+
     def sent(self, name: str, kind: str, way: str = "up") -> bytes:
         """Return what a device has sent, or with "down" was sent."""
         (data,) = {data for way_, name_, kind_, data in self.wire if (way_, name_, kind_) == (way, name, kind)}
@@ -357,7 +385,7 @@ def _frozen(value: object) -> object:
         return dict(value._pins)
     if isinstance(value, Machine):
         return value.state
-    if isinstance(value, Answers | ComplaintBook):
+    if isinstance(value, Answers | ComplaintBook | GroupAttestation):
         return _frozen(vars(value))
     if isinstance(value, Trust):
         return dict(value.pins._pins), value.revocations.seen, value.revocations.held

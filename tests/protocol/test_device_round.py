@@ -27,7 +27,6 @@ from covey_protocol.messages import (
     Blob,
     Close,
     Complaint,
-    Consent,
     Dealt,
     Decline,
     Delta,
@@ -126,7 +125,6 @@ def test_a_device_goes_through_a_round() -> None:
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"sketch": 8}, "unsupported"),
         ({"noise": 0.5}, "unsupported"),
         ({"masking": False}, "unsupported"),
         ({"epoch": 2}, "epoch"),
@@ -610,7 +608,7 @@ def test_exposure_is_capped_by_the_policy() -> None:
 
 
 def consent(rig: Rig, name: str, survivors: bytes, **changes: object) -> tuple[str, bytes]:
-    return name, rig.say(name, topics.SURVIVORS, Consent(survivors=survivors), **changes)
+    return name, rig.consent(name, survivors, **changes)
 
 
 def signed_set(rig: Rig) -> bytes:

@@ -28,7 +28,7 @@ from covey_protocol.certificates import LEAVES
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Expect, Note, Publish, Send
 from covey_protocol.errors import PeerError, RefusedError, StaleError, StateError
-from covey_protocol.messages import Blob, Consent, Decline, Join, Leaves, Masked, Reveal, RevealedShares, Shares
+from covey_protocol.messages import Blob, Decline, Join, Leaves, Masked, Reveal, RevealedShares, Shares
 from covey_protocol.payload import read, write
 from covey_protocol.policy import Policy
 from covey_protocol.ring import RingScale
@@ -418,7 +418,7 @@ def test_a_cheat_whose_vector_does_not_fit_is_left_out() -> None:
 
 def test_consents() -> None:
     rig, true = stopped_before(topics.SURVIVORS)
-    other = rig.say(CHEAT, topics.SURVIVORS, Consent(survivors=bytes(32)))
+    other = rig.consent(CHEAT, bytes(32))
     assert repr(CHEAT) in str(refused(rig, topics.SURVIVORS, CHEAT, other, "survivors"))
     refused(rig, topics.SURVIVORS, "pi-1", rig.sent("pi-1", topics.SURVIVORS), "repeated")
     proceeds(rig, topics.SURVIVORS, true)

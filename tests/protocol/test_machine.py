@@ -11,7 +11,7 @@ import pytest
 from covey_protocol import epoch_member, epoch_opening, topics
 from covey_protocol.errors import StaleError
 from covey_protocol.machine import Machine, mermaid
-from covey_protocol.round_table import ATTEST, DEVICE_TABLE, GROUP_TABLE, TRAINED, DeviceStage, GroupStage
+from covey_protocol.round_table import DEVICE_TABLE, GROUP_TABLE, TRAINED, DeviceStage, GroupStage
 
 Table = Mapping[Any, Mapping[str, Any]]
 TABLES: dict[str, tuple[Table, StrEnum, set[StrEnum]]] = {
@@ -92,7 +92,7 @@ def test_a_device_unmasks_only_behind_a_signature_and_masks_only_behind_a_list()
     assert sources(topics.UNMASK) == {DeviceStage.SIGNED, DeviceStage.ACCEPTED}
     assert sources(topics.SURVIVORS) == {DeviceStage.DEALT, DeviceStage.MASKED}
     assert sources(TRAINED) == {DeviceStage.DEALT}
-    assert sources(ATTEST) == {DeviceStage.SIGNED}
+    assert sources(topics.ATTEST) == {DeviceStage.SIGNED}
     # No way back: nothing that happens once in a round can happen twice.
     order = list(DeviceStage)
     for state, row in DEVICE_TABLE.items():
@@ -105,4 +105,6 @@ def test_a_device_unmasks_only_behind_a_signature_and_masks_only_behind_a_list()
         DeviceStage.DEALT,
         DeviceStage.MASKED,
         DeviceStage.SIGNED,
+        DeviceStage.ATTESTED,
+        DeviceStage.ACCEPTED,
     }

@@ -210,8 +210,7 @@ class LyingServer(RuleBasedStateMachine):
         self.sets[digest] = tuple(chosen)
         signed = self.consents.setdefault(digest, {})
         for name in self.bad:
-            context = self.rig.opened.context(FLEET, topics.SURVIVORS, name, self.roster.digest)
-            signed[name] = envelope.sign(write(Consent(survivors=digest)), context, signing_key(name))
+            signed[name] = self.rig.consent(name, digest)
         for name in devices:
             try:
                 effects = self.rig.devices[name].receive(topics.SURVIVORS, message)

@@ -128,6 +128,7 @@ def test_payloads_are_immutable_and_by_keyword() -> None:
 MANIFEST = make_manifest(10)
 BLOB = Blob(digest=bytes(32), bytes=4)
 JOIN = Join(
+    draw=bytes(32),
     manifest=bytes(32),
     mask_key=bytes(32),
     share_key=bytes(32),
