@@ -21,7 +21,7 @@ class Kind:
 
     Args:
         words: What reports call it.
-        uses: Its settings beside kind, fraction and start_round, with their defaults.
+        uses: Its settings beside those of all kinds, with their defaults.
         stock: It poisons data only: the client that trains, clips and signs is everybody's.
     """
 
@@ -47,12 +47,14 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         kind: See ``attacks``.
         fraction: Share of the devices that are malicious, rounded to whole devices.
         start_round: The first round in which they misbehave.
+        joins_at: The round in which they join the fleet; 1 has them there from the beginning.
         scale: How hard: a factor on the update, or what the kind makes of it.
     """
 
     kind: AttackKind = "none"
     fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     start_round: Annotated[int, msgspec.Meta(ge=1)] = 1
+    joins_at: Annotated[int, msgspec.Meta(ge=1)] = 1
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
 
     def __post_init__(self) -> None:
@@ -80,4 +82,5 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return words if self.scale is None else f"{words} x{self.scale:g}"
 
 
-SETTINGS = tuple(name for name in Attack.__struct_fields__ if name not in ("kind", "fraction", "start_round"))
+_COMMON = ("kind", "fraction", "start_round", "joins_at")
+SETTINGS = tuple(name for name in Attack.__struct_fields__ if name not in _COMMON)

@@ -55,6 +55,55 @@ def accuracy_chart(lines: Mapping[str, tuple[str, Series]], *, alt: str) -> str:
     return out[0]
 
 
+def reputation_chart(lines: Mapping[str, tuple[str, Series]], *, alt: str) -> str:
+    """Draw every device's reputation by round, a thin line each.
+
+    Args:
+        lines: Device name to (colour, points).
+        alt: What the chart says, in words.
+    """
+    with _figure("reputation", (9.0, 3.0), alt) as (axes, out):
+        for order, wanted in enumerate(("calm", "bare")):
+            label = {"calm": "honest", "bare": "malicious"}[wanted]
+            for points in (points for colour, points in lines.values() if colour == wanted):
+                axes.plot(
+                    [number for number, _ in points],
+                    [value for _, value in points],
+                    linestyle="-" if wanted == "calm" else "--",
+                    linewidth=0.8,
+                    alpha=0.55,
+                    color=_STANDS_FOR[wanted],
+                    label=label,
+                    zorder=2 + order,
+                )
+                label = "_"  # one entry in the legend for all of a kind
+        axes.set_ylim(-0.02, 1.02)
+        _decorate(axes, "reputation", {number for _, points in lines.values() for number, _ in points})
+    return out[0]
+
+
+def share_chart(lines: Mapping[str, tuple[str, Series]], *, alt: str) -> str:
+    """Draw shares by round.
+
+    Args:
+        lines: Legend text to (colour, points).
+        alt: What the chart says, in words.
+    """
+    with _figure("shares", (9.0, 2.4), alt) as (axes, out):
+        for (text, (colour, points)), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
+            axes.plot(
+                [number for number, _ in points],
+                [value for _, value in points],
+                linestyle=dash,
+                linewidth=1.8,
+                color=_STANDS_FOR[colour],
+                label=text,
+            )
+        axes.set_ylim(-0.02, 1.02)
+        _decorate(axes, "share of devices", {number for _, points in lines.values() for number, _ in points})
+    return out[0]
+
+
 def bytes_chart(up: Series, down: Series, *, alt: str) -> str:
     """Draw bytes per device and round, sent beside received, in kB."""
     with _figure("bytes", (4.8, 3.3), alt) as (axes, out):

@@ -70,12 +70,16 @@ def partition(train: Dataset, scenario: Scenario) -> list[Dataset]:
     """Deal samples to devices; sizes differ by at most one.
 
     IID is a permutation cut evenly. With Dirichlet's concentration A each device draws the shares of its labels from
-    Dir(A · how often the labels occur) and then samples by them for as long as the labels last (Hsu et al. 2019).
+    Dir(A · how often the labels occur) and then samples by them for as long as the labels last (Hsu et al. 2019). Where
+    samples repeat, each device draws its own as if it were alone: by even shares, by Dir(A) over the labels, or from a
+    few labels that it is given.
 
     Raises:
         ConfigError: There are too few samples.
     """
     wanted, devices = scenario.samples_per_device, scenario.devices
+    if scenario.partition.repeat:
+        return _repeating(train, scenario)
     if wanted * devices > len(train) or devices > len(train):
         raise ConfigError(
             f"scenario {scenario.name!r}: {devices} devices with {max(wanted, 1)} samples each need "
@@ -91,6 +95,30 @@ def partition(train: Dataset, scenario: Scenario) -> list[Dataset]:
         sizes = [wanted or base + (index < more) for index in range(devices)]
         parts = _by_label(train.y, sizes, concentration, rng)
     return [Dataset(train.x[part], train.y[part]) for part in parts]
+
+
+def _repeating(train: Dataset, scenario: Scenario) -> list[Dataset]:
+    """Deal with putting back."""
+    rng, wanted = scenario.generator("partition"), scenario.samples_per_device or len(train) // scenario.devices
+    if not wanted:
+        raise ConfigError(f"scenario {scenario.name!r}: say samples_per_device, there are fewer samples than devices")
+    pools = [rows for label in range(int(train.y.max()) + 1) if len(rows := np.flatnonzero(train.y == label))]
+    if scenario.partition.labels is not None and scenario.partition.labels > len(pools):
+        raise ConfigError(f"scenario {scenario.name!r}: partition.labels: the data has only {len(pools)}")
+    parts = []
+    for index in range(scenario.devices):
+        if scenario.partition.labels is not None:  # each label goes to about as many devices
+            first = index * scenario.partition.labels
+            own = [pools[(first + more) % len(pools)] for more in range(scenario.partition.labels)]
+            rows = rng.choice(np.concatenate(own), wanted)
+        elif scenario.partition.dirichlet is not None:
+            shares = rng.dirichlet([max(scenario.partition.dirichlet, 1e-3)] * len(pools))
+            counts = rng.multinomial(wanted, shares)
+            rows = np.concatenate([rng.choice(pool, count) for pool, count in zip(pools, counts, strict=True)])
+        else:
+            rows = rng.choice(len(train), wanted)
+        parts.append(Dataset(train.x[rows], train.y[rows]))
+    return parts
 
 
 def device_names(count: int) -> list[str]:

@@ -93,8 +93,7 @@ class PlainDisplay:
         self._print(
             f"round {record.round:>{len(str(rounds))}}/{rounds}  accuracy {number_text(record.accuracy, '.3f')}  "
             f"loss {number_text(record.loss, '.3f')}  groups {record.groups} closed, {record.groups_aborted} aborted  "
-            f"dropped {record.dropped}  {seconds_text(record.seconds)}  a device sent "
-            f"{bytes_text(record.bytes_up / devices)}, received {bytes_text(record.bytes_down / devices)}"
+            f"dropped {record.dropped}  {_judged(record)}{seconds_text(record.seconds)}{_traffic(record, devices)}"
         )
 
     def summary(self, report: Report, files: Mapping[str, Path]) -> None:
@@ -226,6 +225,17 @@ def summary_lines(report: Report, files: Mapping[str, Path]) -> list[str]:
     if files:
         lines += ["", *(f"{name}: {path}" for name, path in files.items())]
     return lines
+
+
+def _judged(record: RoundRecord) -> str:
+    return f"refused {record.rejected} of {record.attested}  " if record.attested else ""
+
+
+def _traffic(record: RoundRecord, devices: int) -> str:
+    if not record.bytes_up:
+        return ""
+    up, down = bytes_text(record.bytes_up / devices), bytes_text(record.bytes_down / devices)
+    return f"  a device sent {up}, received {down}"
 
 
 def _title(scenario: Scenario) -> str:

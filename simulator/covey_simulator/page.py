@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covey_simulator.charts import Series, accuracy_chart, bytes_chart, stages_chart
+from covey_simulator.charts import Series, accuracy_chart, bytes_chart, reputation_chart, share_chart, stages_chart
 from covey_simulator.report import Report, RoundRecord, write_atomically
 from covey_simulator.style import STYLE
 from covey_simulator.units import NOTHING, bytes_text, number_text, seconds_text
@@ -61,7 +61,7 @@ def render_page(report: Report) -> str:
 
 def _lead(report: Report) -> str:
     config = report.config
-    groups = "masked groups" if config["masking"] else "groups WITHOUT masks"
+    groups = {True: "masked groups", False: "groups WITHOUT masks"}.get(config["masking"], "groups, masks simulated,")
     return (
         f"{config['devices']} devices learn {config['data']['source']} in {config['rounds']} rounds, "
         f"{groups} of about {config['group_size']}, {_rule_words(config['rule'])} across groups, "
@@ -99,6 +99,13 @@ def _tiles(report: Report) -> str:
         ("rounds run", f"{len(rounds)}", f"of {report.config['rounds']}"),
         ("devices", f"{devices}", f"{malicious} malicious" if malicious else "all honest"),
     ]
+    if any(device.reputation is not None for device in report.devices):
+        found = report.detection
+        by = "" if found.rounds_to_90 is None else f", nine tenths by round {found.rounds_to_90}"
+        tiles.append(("expelled", f"{found.malicious_quarantined}", f"of {malicious} malicious{by}"))
+        tiles.append(("honest expelled", f"{found.honest_quarantined}", f"of {devices - malicious} honest"))
+    if report.attack_success is not None:
+        tiles.append(("attack success", f"{report.attack_success:.2f}", "of the answers it wants"))
     if rounds:
         dropped = sum(record.dropped for record in rounds)
         aborted = sum(record.groups_aborted for record in rounds)
@@ -139,6 +146,7 @@ def _charts(report: Report) -> str:
         caption = "Baselines run in the clear: one process, no masks, no network, the plain mean of all devices."
         drawn = accuracy_chart(lines, alt=alt)
         figures.append(_figure("Accuracy", drawn, caption if report.baselines else "", "wide"))
+    figures += _judged(report)
     if _has_bytes(report.rounds):
         up, down = _per_device(report, "up"), _per_device(report, "down")
         alt = (
@@ -155,6 +163,48 @@ def _charts(report: Report) -> str:
         alt = f"Stacked bar chart of seconds by round and stage. Means: {told}."
         figures.append(_figure("Time per stage", stages_chart(stages, alt=alt), f"Means: {told}."))
     return f'<section class="charts" aria-label="Charts">{"".join(figures)}</section>'
+
+
+def _judged(report: Report) -> list[str]:
+    """Return what shows who was expelled, and why: nothing where devices are not scored."""
+    scored = [device for device in report.devices if any(score is not None for score in device.reputations)]
+    if not scored:
+        return []
+    numbers = [record.round for record in report.rounds]
+    lines = {
+        device.name: (
+            "bare" if device.malicious else "calm",
+            [(at, score) for at, score in zip(numbers, device.reputations, strict=False) if score is not None],
+        )
+        for device in scored
+    }
+    ends = {
+        kind: statistics.median(points[-1][1] for colour, points in lines.values() if colour == wanted)
+        for kind, wanted in (("honest", "calm"), ("malicious", "bare"))
+        if any(colour == wanted for colour, _ in lines.values())
+    }
+    told = ", ".join(f"{kind} devices {value:.2f}" for kind, value in ends.items())
+    alt = f"Line chart of every device's reputation by round. In the end, in the median: {told}."
+    drawn = reputation_chart(lines, alt=alt)
+    figures = [_figure("Reputation", drawn, f"One line a device, 0 to 1. In the end, in the median: {told}.", "wide")]
+    shares: dict[str, tuple[str, Series]] = {}
+    for words, colour, malicious in (("malicious expelled", "bare", True), ("honest expelled", "calm", False)):
+        ours = [device for device in report.devices if device.malicious == malicious]
+        if ours:
+            shares[words] = (
+                colour,
+                [
+                    (at, sum(d.quarantined_at is not None and d.quarantined_at <= at for d in ours) / len(ours))
+                    for at in numbers
+                ],
+            )
+    refused = [(record.round, record.honest_rejected / record.attested) for record in report.rounds if record.attested]
+    if refused:
+        shares["honest refused in the round"] = ("down", refused)
+    ends_at = ", ".join(f"{words} {points[-1][1]:.1%}" for words, (_, points) in shares.items() if points)
+    alt = f"Line chart of shares of devices by round. In the last round: {ends_at}."
+    figures.append(_figure("Detection", share_chart(shares, alt=alt), f"Last round: {ends_at}.", "wide"))
+    return figures
 
 
 def _figure(title: str, svg: str, caption: str, kind: str = "") -> str:

@@ -21,6 +21,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         participants: Devices that joined.
         accepted: Devices whose updates are in the new model.
         rejected: Devices that were refused for what they sent.
+        honest_rejected: Those of them who are honest; only a simulation knows.
+        attested: Devices whose sketches were judged.
         groups: Groups whose sums were used.
         groups_aborted: Groups that fell under their threshold or failed a check.
         dropped: Devices that joined and did not finish.
@@ -38,6 +40,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     participants: int
     accepted: int
     rejected: int = 0
+    honest_rejected: int = 0
+    attested: int = 0
     groups: int
     groups_aborted: int = 0
     dropped: int = 0
@@ -62,6 +66,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
         reputation: 0 to 1, or None while devices are not scored one by one.
         quarantined_at: The round in which it was expelled.
         reason: Why it is in this state.
+        reputations: Its reputation after each round; empty while devices are not scored one by one.
     """
 
     name: str
@@ -70,6 +75,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     reputation: float | None = None
     quarantined_at: int | None = None
     reason: str | None = None
+    reputations: list[float | None] = []
 
 
 class Detection(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +114,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of ``report.json``."""
+    """The whole of ``report.json``.
+
+    Attributes:
+        attack_success: For attacks that want a certain answer: how often the last model gives it. None for others.
+    """
 
     name: str
     verdict: Verdict
@@ -116,6 +126,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rounds: list[RoundRecord]
     devices: list[DeviceRecord]
     detection: Detection
+    attack_success: float | None = None
     baselines: dict[str, Baseline]
     config: dict[str, Any]
     versions: dict[str, str]

@@ -47,6 +47,7 @@ def build_report(
     no_attack: Sequence[RoundRecord] = (),
     seconds: float,
     failures: Sequence[str] = (),
+    attack_success: float | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Report:
     """Put a run's report together and judge it.
@@ -59,6 +60,7 @@ def build_report(
         no_attack: The clear baseline without attack; empty if it was not run.
         seconds: Wall-clock time of the whole run.
         failures: What went wrong beyond the rounds' own records, one sentence each; any of them fails the run.
+        attack_success: See ``Report``.
         versions: Of what it ran on; by default those of this process.
     """
     baselines = {
@@ -77,6 +79,7 @@ def build_report(
         rounds=list(rounds),
         devices=list(devices),
         detection=_detection(devices),
+        attack_success=attack_success,
         baselines=baselines,
         config=msgspec.to_builtins(scenario),
         versions=dict(versions if versions is not None else installed_versions()),

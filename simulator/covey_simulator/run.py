@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from covey_agent.data import Dataset
+from covey_agent.trainer import Trainer
 from covey_aggregator.records import RoundRecord as ServerRecord
 from covey_protocol.bundle import Bundle
 from covey_protocol.errors import CoveyError
@@ -19,6 +21,8 @@ from covey_simulator.attacks import malicious_devices
 from covey_simulator.baseline import run_clear
 from covey_simulator.broker import Kind
 from covey_simulator.data import device_names, load_corpus, make_bundle, partition, write_slices
+from covey_simulator.engine.conductor import Play
+from covey_simulator.engine.rehearse import rehearse
 from covey_simulator.fleet import Fleet, Traffic
 from covey_simulator.live import Display
 from covey_simulator.page import write_page
@@ -61,7 +65,12 @@ def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kin
     no_attack = _clear(scenario, material, attacked=False)
     rounds: list[RoundRecord] = []
     failures: list[str] = []
-    if scenario.masking and scenario.transport == "broker":
+    play: Play | None = None
+    if scenario.masking and scenario.transport == "direct":
+        display.say(_level(scenario))
+        play = rehearse(scenario, Trainer(material.bundle), material.slices, material.held_out, on_round=display.round)
+        rounds += play.records
+    elif scenario.masking:
         try:
             _masked(scenario, material, out, display, rounds, prefer)
         except CoveyError as error:
@@ -80,7 +89,7 @@ def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kin
     report = build_report(
         scenario,
         rounds=rounds,
-        devices=_devices(scenario),
+        devices=_devices(scenario, play),
         undefended=undefended,
         no_attack=no_attack,
         seconds=time.perf_counter() - started,
@@ -153,9 +162,28 @@ def _converted(record: ServerRecord, before: Traffic, now: Traffic) -> RoundReco
     )
 
 
-def _devices(scenario: Scenario) -> list[DeviceRecord]:
+def _level(scenario: Scenario) -> str:
+    if not scenario.signatures:
+        return "rehearsing without a broker, masks or signatures"
+    masks = "masks" if scenario.masking is True else "masks left out where they cancel"
+    return f"rehearsing without a broker: all state machines and signatures, {masks}"
+
+
+def _devices(scenario: Scenario, play: Play | None) -> list[DeviceRecord]:
     hostile = malicious_devices(scenario)
-    return [
-        DeviceRecord(name=name, malicious=index in hostile, state="member")
-        for index, name in enumerate(device_names(scenario.devices))
-    ]
+    opinions = play.opinions if play is not None else {}
+    records = []
+    for index, name in enumerate(device_names(scenario.devices)):
+        record = DeviceRecord(name=name, malicious=index in hostile, state="member")
+        if play is not None and name in opinions:
+            opinion = opinions[name]
+            record = msgspec.structs.replace(
+                record,
+                state=opinion.state,
+                reputation=opinion.score,
+                quarantined_at=play.quarantined_at.get(name),
+                reason=opinion.reason,
+                reputations=play.scores[name],
+            )
+        records.append(record)
+    return records

@@ -7,6 +7,7 @@ path, because a scenario that is half obeyed gives numbers for an experiment tha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,17 +15,20 @@ import msgspec
 import numpy as np
 import yaml
 
-from covey_aggregator.rules import AnyRule, RuleField
+from covey_aggregator.rules import CONTAMINATION, AnyRule, RuleField
 from covey_aggregator.rules import rule as find_rule
 from covey_protocol import cbor
 from covey_protocol.digest import digest
 from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
+from covey_protocol.sketch import K_MAX, K_MIN
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
 from covey_simulator.attack_settings import Attack
 
 Source = Literal["digits", "breast-cancer", "file"]
 Transport = Literal["broker", "direct"]
+Masking = bool | Literal["simulated"]
+ReputationMode = Literal["observe", "enforce"]
 
 MAX_DEVICES = 10_000
 MAX_ROUNDS = 100_000
@@ -68,16 +72,44 @@ class Model(_Strict, frozen=True, kw_only=True):
 
 
 class Partition(_Strict, frozen=True, kw_only=True):
-    """How samples are dealt: ``iid``, or by label with Dirichlet's concentration (small means lopsided)."""
+    """How samples are dealt.
+
+    Attributes:
+        iid: Evenly, whatever their labels.
+        dirichlet: By label, with Dirichlet's concentration; small means lopsided.
+        labels: So many labels to each device, and no samples of others.
+        repeat: Draw with putting back, so that a device, or two, may hold a sample more than once; for fleets that
+            need more samples than there are.
+    """
 
     iid: bool | None = None
     dirichlet: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    labels: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    repeat: bool = False
 
     def __post_init__(self) -> None:
-        if self.dirichlet is not None and self.iid:
-            raise ValueError("name either iid or dirichlet, not both")
-        if self.dirichlet is None and self.iid is False:
+        if bool(self.iid) + (self.dirichlet is not None) + (self.labels is not None) > 1:
+            raise ValueError("name one of iid, dirichlet and labels, not two")
+        if self.dirichlet is None and self.labels is None and self.iid is False:
             raise ValueError("iid: false needs a concentration: write dirichlet: 0.5 instead")
+        if self.labels is not None and not self.repeat:
+            raise ValueError("labels go with repeat: true, or devices would be left without samples")
+
+
+class Attestation(_Strict, frozen=True, kw_only=True):
+    """What is asked of devices about their updates.
+
+    Attributes:
+        sketch: Numbers in a sketch; 0 takes what suits the model's size.
+        lot: Trusted groups attest in one round of so many.
+    """
+
+    sketch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    lot: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+
+    def __post_init__(self) -> None:
+        if self.sketch and not K_MIN <= self.sketch <= K_MAX:
+            raise ValueError(f"sketch: {K_MIN} to {K_MAX} numbers, or 0 for what suits the model")
 
 
 class Local(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,9 +126,18 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         samples_per_device: 0 deals out everything evenly.
         group_size: Members that a masked group should have.
         clip: Bound on the L2 norm of a device's update.
+        adaptive_clip: Lower the bound to twice the norm that was usual among the accepted of the last attested round.
         rule: How group means are combined, by its name or as a map of name and parameters.
-        masking: False is for laboratories: the aggregator then sees single updates.
-        transport: ``broker`` runs real agents over MQTT.
+        contamination: Share of hostile devices to be expected among those whose updates are accepted.
+        masking: ``simulated`` leaves masks out where they cancel exactly. False is for laboratories: the aggregator
+            then sees single updates.
+        signatures: False leaves signatures, shares and certificates out as well, for quick rehearsals.
+        attestation: Whether devices attest sketches of their updates, and of what size and how often.
+        reputation: ``observe`` scores devices and acts on nothing.
+        transport: ``broker`` runs real agents over MQTT, ``direct`` rehearses the fleet in this process.
+        participation: Chance of a device to take part in a round.
+        dropout: Chance of a device that takes part to fall silent somewhere in the round.
+        epoch_rounds: Rounds before the groups are drawn anew.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
@@ -111,14 +152,25 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     local: Local = Local()
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
     attack: Attack = Attack()
+    adaptive_clip: bool = False
     rule: RuleField = "trimmed-mean"
-    masking: bool = True
+    contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
+    masking: Masking = True
+    signatures: bool = True
+    attestation: bool | Attestation = False
+    reputation: ReputationMode = "enforce"
     transport: Transport = "broker"
+    participation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    epoch_rounds: Annotated[int, msgspec.Meta(ge=1)] = 50
 
     def __post_init__(self) -> None:
         # Terminals and pages show the name.
         if not self.name.isprintable():
             raise ValueError("name holds characters that cannot be printed")
+        for wrong, why in _CONTRADICTIONS:
+            if wrong(self):
+                raise ValueError(why)
         try:
             find_rule(self.rule)
         except ConfigError as error:
@@ -135,6 +187,13 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         return find_rule(self.rule)
 
     @property
+    def attesting(self) -> Attestation | None:
+        """What is asked of devices about their updates, if anything."""
+        if self.attestation is True:
+            return Attestation()
+        return self.attestation or None
+
+    @property
     def malicious_count(self) -> int:
         """How many devices misbehave."""
         return 0 if self.attack.kind == "none" else round(self.attack.fraction * self.devices)
@@ -146,6 +205,30 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     def generator(self, *purpose: str | int) -> np.random.Generator:
         """Return a random generator for one purpose."""
         return np.random.default_rng(int.from_bytes(self.seed_for(*purpose), "big"))
+
+
+_CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
+    (
+        lambda it: it.transport == "broker" and it.masking == "simulated",
+        "masking: simulated goes with transport: direct; real agents mask",
+    ),
+    (
+        lambda it: not it.signatures and (it.transport == "broker" or it.masking != "simulated"),
+        "signatures: false goes with transport: direct and masking: simulated",
+    ),
+    (
+        lambda it: it.attestation is not False and not it.masking,
+        "attestation is about masked updates: leave it out where masking is off",
+    ),
+    (
+        lambda it: it.adaptive_clip and it.attestation is False,
+        "adaptive_clip needs attestation: without it norms are not known",
+    ),
+    (
+        lambda it: it.transport == "broker" and (it.participation < 1 or it.dropout > 0 or it.attack.joins_at > 1),
+        "participation, dropout and attack.joins_at are rehearsed with transport: direct",
+    ),
+)
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -216,7 +299,9 @@ def parse_scenario(value: Any, *, origin: str, folder: Path) -> Scenario:
     elif model.preset is None:
         model = Model(preset="mlp")
     # Defaults are spelled out, so that a report shows what was done.
-    partition = scenario.partition if scenario.partition.dirichlet is not None else Partition(iid=True)
+    partition = scenario.partition
+    if partition.dirichlet is None and partition.labels is None:
+        partition = msgspec.structs.replace(partition, iid=True)
     return msgspec.structs.replace(scenario, data=data, model=model, partition=partition)
 
 

@@ -89,7 +89,8 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
             f"{scenario.malicious_count} of {scenario.devices} devices are malicious: {attack.words} from round "
             f"{attack.start_round}. {clips}"
         )
-        if (attack.scale or 0) >= STRONG_SCALE and scenario.malicious_count > _groups_withstood(scenario):
+        strong = scenario.attesting is None and (attack.scale or 0) >= STRONG_SCALE
+        if strong and scenario.malicious_count > _groups_withstood(scenario):
             notes.append(
                 f"{rule} across masked groups alone cannot be relied on against this attack yet, however this run "
                 f"ended: {scenario.malicious_count} malicious devices can spoil more groups than it withstands "
@@ -106,14 +107,29 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
                     f"{rule} did not help in this run: against the undefended baseline it gains "
                     f"{100 * gained:+.1f} points."
                 )
-        notes.append(
-            "Devices are not scored one by one: under the masks only sums of groups are seen, so nobody is expelled."
-        )
+        if scenario.attesting is None:
+            notes.append(
+                "Devices are not scored one by one: under the masks only sums of groups are seen, so nobody is "
+                "expelled."
+            )
+        elif scenario.reputation == "observe":
+            notes.append("Reputations are only observed: devices are scored, and nobody is refused or expelled.")
     if not plain and _group_count(scenario) < 3:
         notes.append(f"Groups: {_group_count(scenario)}. Nothing can be trimmed across fewer than three.")
+    if scenario.masking and scenario.transport == "direct":
+        notes.append(_rehearsed(scenario))
     if not scenario.masking:
         notes.append("MASKING IS OFF: the aggregator sees every single update. For laboratories only.")
     return notes
+
+
+def _rehearsed(scenario: Scenario) -> str:
+    left_out = ["the broker"]
+    if scenario.masking == "simulated":
+        left_out.append("masks where they cancel exactly")
+    if not scenario.signatures:
+        left_out.append("signatures, shares and certificates")
+    return f"Rehearsed in one process. Left out: {', '.join(left_out)}. What is learnt is the same."
 
 
 def _group_count(scenario: Scenario) -> int:

@@ -20,23 +20,30 @@ def test_the_schema(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert set(found) == {
         *("name", "verdict", "final_accuracy", "rounds", "devices", "detection"),
-        *("baselines", "config", "versions", "seconds"),
+        *("baselines", "config", "versions", "seconds", "attack_success"),
     }
     assert set(found["rounds"][0]) == {
         *("round", "attempt", "accuracy", "loss", "federated_accuracy", "participants", "accepted", "rejected"),
         *("groups", "groups_aborted", "dropped", "seconds", "stage_seconds", "bytes_up", "bytes_down"),
+        *("attested", "honest_rejected"),
     }
     assert found["rounds"][1]["round"] == 2
     assert found["final_accuracy"] == 0.93
     assert found["devices"][0] == {
         **{"name": "pi-0", "malicious": True, "state": "online"},
-        **{"reputation": None, "quarantined_at": None, "reason": None},
+        **{"reputation": None, "quarantined_at": None, "reputations": [], "reason": None},
     }
     assert found["detection"] == {"malicious_quarantined": 0, "honest_quarantined": 0, "rounds_to_90": None}
     assert set(found["baselines"]) == {"undefended", "no_attack"}
     assert found["baselines"]["undefended"]["final_accuracy"] == 0.5
     assert len(found["baselines"]["no_attack"]["rounds"]) == 10
-    assert found["config"]["attack"] == {"kind": "sign-flip", "fraction": 0.2, "scale": 1.0, "start_round": 1}
+    assert found["config"]["attack"] == {
+        "kind": "sign-flip",
+        "fraction": 0.2,
+        "scale": 1.0,
+        "start_round": 1,
+        "joins_at": 1,
+    }
     assert {"ok", "reasons", "notes"} <= set(found["verdict"])
     assert found["versions"]["covey"]
 

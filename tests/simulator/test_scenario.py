@@ -59,7 +59,7 @@ def test_a_rule_is_a_name_or_a_map() -> None:
 def test_defaults_are_spelled_out() -> None:
     config = msgspec.to_builtins(parsed())
     assert config["model"] == {"preset": "mlp", "onnx": None}
-    assert config["partition"] == {"iid": True, "dirichlet": None}
+    assert config["partition"] == {"iid": True, "dirichlet": None, "labels": None, "repeat": False}
     assert config["masking"] is True
 
 
@@ -78,7 +78,7 @@ def test_defaults_are_spelled_out() -> None:
         ({"data": {"source": "digits", "path": "x.npz"}}, "path is needed"),
         ({"model": {"preset": "cnn"}}, "model.preset"),
         ({"model": {"preset": "mlp", "onnx": "m.onnx"}}, "not both"),
-        ({"partition": {"iid": True, "dirichlet": 1.0}}, "not both"),
+        ({"partition": {"iid": True, "dirichlet": 1.0}}, "not two"),
         ({"partition": {"iid": False}}, "dirichlet: 0.5"),
         ({"partition": {"dirichlet": 0.0}}, "partition.dirichlet"),
         ({"local": {"learning_rate": -1.0}}, "learning_rate is -1.0"),
@@ -92,7 +92,25 @@ def test_defaults_are_spelled_out() -> None:
         ({"rounds": 0}, "rounds"),
         ({"seed": -1}, "seed"),
         ({"samples_per_device": -1}, "samples_per_device"),
-        ({"masking": "simulated"}, "masking"),
+        ({"masking": "pretended"}, "masking"),
+        ({"masking": "simulated"}, "goes with transport: direct"),
+        ({"signatures": False}, "signatures: false goes with"),
+        ({"transport": "direct", "signatures": False}, "signatures: false goes with"),
+        ({"masking": False, "attestation": True}, "attestation is about masked updates"),
+        ({"attestation": {"sketch": 7}}, "8 to 64"),
+        ({"attestation": {"sketch": 65}}, "8 to 64"),
+        ({"attestation": {"lot": 0}}, "lot"),
+        ({"attestation": {"lots": 1}}, "lots"),
+        ({"adaptive_clip": True}, "adaptive_clip needs attestation"),
+        ({"participation": 0.5}, "rehearsed with transport: direct"),
+        ({"dropout": 0.5}, "rehearsed with transport: direct"),
+        ({"attack": {"kind": "sign-flip", "joins_at": 3}}, "rehearsed with transport: direct"),
+        ({"transport": "direct", "participation": 0.0}, "participation"),
+        ({"transport": "direct", "dropout": 1.0}, "dropout"),
+        ({"reputation": "ignore"}, "reputation"),
+        ({"contamination": 0.5}, "contamination"),
+        ({"partition": {"labels": 1}}, "labels go with repeat"),
+        ({"partition": {"labels": 1, "dirichlet": 1.0, "repeat": True}}, "not two"),
         ({"transport": "http"}, "transport"),
         ({"rule": "krum"}, "rule 'krum': unknown; there are trimmed-mean"),
         ({"rule": {"name": "krum"}}, "rule.name"),

@@ -1,0 +1,188 @@
+"""Who is accepted: the aggregator's reputation rule, or nobody judges."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, Settings, State
+from covey_simulator.engine.parts import Sketches
+from covey_simulator.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What is thought of one device.
+
+    Attributes:
+        state: In a word.
+        expelled: Whether that keeps its updates out for good.
+        score: 0 to 1, or None where devices are not scored.
+        reason: In words.
+    """
+
+    state: str
+    expelled: bool = False
+    score: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Who did what in a round, beside the sketches.
+
+    Attributes:
+        answered: Who sent a masked vector.
+        silent: Who joined and did not.
+        refused: Who attested and then would not sign or unmask.
+        spoilt: Who was in a group whose sum turned out to be false.
+    """
+
+    answered: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    spoilt: frozenset[str] = frozenset()
+
+
+class Judge(Protocol):
+    """Judges devices by their sketches."""
+
+    def admit(self, names: Collection[str]) -> None:
+        """Take devices into the fleet; known ones stay as they are."""
+
+    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
+        """Judge an attested round; nothing is settled yet.
+
+        Args:
+            sketches: In the units of updates.
+            silent: Devices that sent a masked vector and no sketch.
+
+        Returns:
+            Who is accepted.
+        """
+
+    def settle(self, heard: Heard) -> None:
+        """Take a round into the books once it is over, attested or not."""
+
+    def barred(self) -> frozenset[str]:
+        """Return the devices that take part in no roster."""
+
+    def newcomers(self) -> frozenset[str]:
+        """Return the devices that are to be grouped by themselves."""
+
+    def trusts(self, names: Collection[str]) -> bool:
+        """Say whether all of some devices are trusted."""
+
+    def usual_norm(self) -> float | None:
+        """Return the norm that was usual among the accepted of the last attested round."""
+
+    def contamination(self) -> float | None:
+        """Return the share of hostile devices to be expected among those who are accepted now."""
+
+    def opinions(self) -> Mapping[str, Opinion]:
+        """Return what is thought of every device."""
+
+
+class NoJudge:
+    """Accepts everybody: there are no sketches to judge by."""
+
+    def admit(self, names: Collection[str]) -> None:
+        """Nothing is kept."""
+
+    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
+        """Accept all."""
+        return frozenset(sketches)
+
+    def settle(self, heard: Heard) -> None:
+        """Nothing is kept."""
+
+    def barred(self) -> frozenset[str]:
+        """Nobody."""
+        return frozenset()
+
+    def newcomers(self) -> frozenset[str]:
+        """Nobody."""
+        return frozenset()
+
+    def trusts(self, names: Collection[str]) -> bool:
+        """Everybody."""
+        return True
+
+    def usual_norm(self) -> float | None:
+        """Unknown."""
+        return None
+
+    def contamination(self) -> float | None:
+        """Unknown."""
+        return None
+
+    def opinions(self) -> Mapping[str, Opinion]:
+        """None."""
+        return {}
+
+
+class RuleJudge:
+    """The aggregator's reputation rule and its book.
+
+    Args:
+        settings: The rule's parameters.
+        enforce: Whether it acts; otherwise it only scores.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, enforce: bool = True) -> None:
+        self.book, self._enforce = Reputation(settings), enforce
+        self._ruling: Ruling | None = None
+        self._norm: float | None = None
+        self._contamination: float | None = None
+
+    def admit(self, names: Collection[str]) -> None:
+        """Put newcomers on probation."""
+        for name in names:
+            if name not in self.book:
+                self.book.admit(name)
+
+    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
+        """Judge an attested round."""
+        self._ruling = self.book.ruling(sketches, enforce=self._enforce, refused=silent)
+        self._contamination = self._ruling.contamination
+        return self._ruling.accepted
+
+    def settle(self, heard: Heard) -> None:
+        """Settle the ruling, and note who answered."""
+        if self._ruling is not None:
+            settled = self.book.settle(self._ruling, without=heard.spoilt, refused=heard.refused)
+            self._norm = settled.reference_norm or self._norm
+            self._ruling = None
+        self.book.heard(heard.answered, heard.silent)
+
+    def barred(self) -> frozenset[str]:
+        """Return the quarantined and banned, if the rule acts."""
+        return frozenset(self.book.names(*OUT)) if self._enforce else frozenset()
+
+    def newcomers(self) -> frozenset[str]:
+        """Return those on probation, once there is a fleet that is not."""
+        known = self._enforce and self.book.established
+        return frozenset(self.book.names(*NEWCOMERS)) if known else frozenset()
+
+    def trusts(self, names: Collection[str]) -> bool:
+        """Say whether all of some devices are trusted."""
+        return all(self.book.standing(name).state is State.TRUSTED for name in names)
+
+    def usual_norm(self) -> float | None:
+        """Return the last ruling's reference norm."""
+        return self._norm
+
+    def contamination(self) -> float | None:
+        """Return the last ruling's estimate."""
+        return self._contamination
+
+    def opinions(self) -> Mapping[str, Opinion]:
+        """Return the book's standings."""
+        standings = {name: self.book.standing(name) for name in self.book.names()}
+        return {name: Opinion(it.state.value, it.state in OUT, it.score, it.words) for name, it in standings.items()}
+
+
+def make_judge(scenario: Scenario) -> Judge:
+    """Return who judges a scenario's devices."""
+    return RuleJudge(enforce=scenario.reputation == "enforce") if scenario.attesting else NoJudge()

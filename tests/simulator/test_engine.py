@@ -1,0 +1,271 @@
+"""The fast level: sets by the protocol's thresholds, sums through the ring, and the same run from the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from covey_agent.data import Dataset
+from covey_agent.trainer import Trainer, TrainResult
+from covey_protocol import epochs, topics
+from covey_protocol.epochs import Grouping
+from covey_protocol.ring import decode_mean
+from covey_protocol.thresholds import accepted_min, threshold
+from covey_simulator.attacks import malicious_devices
+from covey_simulator.data import device_names, load_corpus, make_bundle, partition
+from covey_simulator.engine.attendance import Attendance
+from covey_simulator.engine.conductor import ATTEMPTS, Play, Step
+from covey_simulator.engine.draws import Draws
+from covey_simulator.engine.parts import GroupOutcome, Order, RoundOutcome, Sketches, Work
+from covey_simulator.engine.plain import PlainRounds
+from covey_simulator.engine.rehearse import rehearse
+from covey_simulator.scenario import Scenario, parse_scenario
+
+DIMENSION = 300
+SMALL: dict[str, Any] = {
+    "name": "engine",
+    "devices": 24,
+    "samples_per_device": 20,
+    "partition": {"dirichlet": 0.5, "repeat": True},
+    "rounds": 4,
+    "group_size": 8,
+    "local": {"steps": 3, "batch_size": 20, "learning_rate": 0.3, "momentum": 0.0},
+    "clip": 2.5,
+    "masking": "simulated",
+    "signatures": False,
+    "transport": "direct",
+    "attestation": {"sketch": 16},
+}
+
+
+def scenario(**changes: Any) -> Scenario:
+    return parse_scenario({**SMALL, **changes}, origin="test", folder=Path())
+
+
+def played(what: Scenario, on_step: Callable[[Step], None] | None = None) -> Play:
+    corpus = load_corpus(what)
+    slices = partition(corpus.train, what)
+    return rehearse(what, Trainer(make_bundle(what, corpus)), slices, corpus.held_out, on_step=on_step)
+
+
+def work(seed: int) -> Work:
+    update = np.random.default_rng(seed).normal(0, 0.03, DIMENSION).astype(np.float32)
+    return Work(TrainResult(update, 1.5, 0.5, 40, 5))
+
+
+def everybody(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
+    return frozenset(sketches)
+
+
+def attempt(
+    n: int = 10,
+    *,
+    absent: int = 0,
+    silent: dict[str, int] | None = None,
+    sketch: int = 16,
+    lot: int = 1,
+    watched: bool = True,
+    barred: int = 0,
+    accept: Callable[[Sketches, frozenset[str]], frozenset[str]] = everybody,
+) -> tuple[GroupOutcome, RoundOutcome, Order]:
+    """Run one group of n: some absent, some barred (the last ones), some silent from a kind of message on."""
+    names = device_names(n)
+    falls: dict[str, str] = {}
+    others = iter(names)
+    for kind, count in (silent or {}).items():
+        falls |= {next(others): kind for _ in range(count)}
+    order = Order(
+        round=1,
+        attempt=1,
+        weights=np.zeros(DIMENSION, np.float32),
+        clip=2.0,
+        works={name: work(index) for index, name in enumerate(names[: n - absent])},
+        silent_from=falls,
+        sketch=sketch,
+        lot=lot,
+        watched=lambda members: watched,
+    )
+    draws = Draws(scenario())
+    grouping = Grouping(1, "1-s-0", tuple((name, bytes(32)) for name in names))
+    out = frozenset(names[n - barred :]) if barred else frozenset[str]()
+    outcome = PlainRounds(draws, group_size=10).run(order, [grouping], out, accept)
+    return outcome.groups["1-s-0"], outcome, order
+
+
+def test_sums_what_the_accepted_encode() -> None:
+    group, outcome, order = attempt(silent={topics.MASKED: 1})
+    assert len(group.joined) == len(group.dealt) == 10
+    assert group.survivors == group.summed == group.attested == tuple(device_names(10)[1:])
+    assert group.total is not None
+    mean, metrics = decode_mean(group.total, 9, outcome.scale)
+    exact = np.mean([order.works[name].result.update for name in group.summed], axis=0)
+    assert np.abs(mean - exact).max() < outcome.scale.step
+    assert metrics.accuracy == pytest.approx(0.5, abs=0.01)
+    assert group.finishers == frozenset(group.summed)
+
+
+def test_sketches_keep_lengths_in_the_updates_units() -> None:
+    seen: dict[str, float] = {}
+
+    def look(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
+        seen.update({name: float(np.linalg.norm(sketch)) for name, sketch in sketches.items()})
+        return frozenset(sketches)
+
+    _, _, order = attempt(sketch=64, accept=look)
+    norms = [float(np.linalg.norm(order.works[name].result.update)) for name in seen]
+    assert np.mean(list(seen.values())) == pytest.approx(np.mean(norms), rel=0.1), "metrics are no part of a sketch"
+
+
+@pytest.mark.parametrize("n", [4, 6, 7, 10, 16, 31])
+def test_aborts_just_under_each_threshold(n: int) -> None:
+    t, a_min = threshold(n), accepted_min(n)
+    needed = {
+        topics.SHARES: ("too-few-dealt", max(t, a_min)),
+        topics.MASKED: ("too-few-survivors" if a_min >= t else "too-few-signed", max(t, a_min)),
+        topics.SURVIVORS: ("too-few-signed" if t >= a_min else "too-few-accepted", max(t, a_min)),
+        topics.ACCEPT: ("too-few-signed", t),
+        topics.UNMASK: ("too-few-revealed", t),
+    }
+    for kind, (cause, fewest) in needed.items():
+        assert not attempt(n, silent={kind: n - fewest})[0].aborted, kind
+        group, outcome, _ = attempt(n, silent={kind: n - fewest + 1})
+        assert group.aborted == cause, kind
+        assert group.total is None and not group.summed
+        assert group.causers == frozenset(device_names(n)[: n - fewest + 1])
+        assert outcome.masked == (kind != topics.SHARES)
+
+
+def test_a_set_under_a_min_is_not_summed() -> None:
+    def first(count: int) -> Callable[[Sketches, frozenset[str]], frozenset[str]]:
+        return lambda sketches, owing: frozenset(sorted(sketches)[:count])
+
+    group, _, _ = attempt(10, accept=first(accepted_min(10)))
+    assert not group.aborted and len(group.summed) == 6
+    group, _, _ = attempt(10, accept=first(accepted_min(10) - 1))
+    assert group.aborted == "too-few-accepted"
+    assert not group.causers, "nobody is silent: whom the rule refuses did not break the round"
+
+
+def test_only_those_who_attest_are_accepted_and_the_others_owe() -> None:
+    owed: set[str] = set()
+
+    def greedy(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
+        owed.update(owing)
+        return frozenset(device_names(10))
+
+    group, _, _ = attempt(10, silent={topics.ATTEST: 2}, accept=greedy)
+    assert group.summed == group.attested == tuple(device_names(10)[2:])
+    assert owed == set(device_names(10)[:2])
+
+
+def test_groups_that_the_lot_spares_accept_all() -> None:
+    def refuse(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
+        raise AssertionError("nobody attests")
+
+    group, outcome, _ = attempt(10, lot=1000, watched=False, accept=refuse)
+    assert group.summed == group.survivors and not outcome.sketches
+    group, outcome, _ = attempt(10, lot=1000, watched=True)
+    assert len(outcome.sketches) == 10
+
+
+def test_the_barred_are_on_no_roster_and_cause_nothing() -> None:
+    group, _, _ = attempt(10, barred=5)
+    assert group.joined == tuple(device_names(10)[:5]) and not group.aborted
+    group, _, _ = attempt(10, barred=5, absent=7)
+    assert group.aborted == "too-few-joined"
+    assert group.causers == frozenset(device_names(10)[3:5])
+
+
+def test_groups_follow_from_list_and_openings() -> None:
+    rounds, what = PlainRounds(Draws(scenario()), group_size=8), device_names(24)
+    listed = {name: name in what[:5] for name in what}
+    groupings = rounds.open_epoch(3, listed)
+    assert [grouping.group for grouping in groupings] == [epochs.group_id(3, "s", index) for index in range(3)]
+    assert {name for name, _ in groupings[-1].members} == set(what[:5]), "newcomers make a group of their own"
+    assert groupings == PlainRounds(Draws(scenario()), group_size=8).open_epoch(3, listed)
+    assert groupings != rounds.open_epoch(4, listed)
+
+
+def test_a_run_repeats_itself_and_follows_its_seed() -> None:
+    what = scenario(attack={"kind": "sign-flip", "fraction": 0.25}, dropout=0.1, participation=0.9)
+    first, again, other = played(what), played(what), played(scenario(seed=1))
+    assert np.array_equal(first.weights, again.weights)
+    assert first.expelled == again.expelled and first.scores == again.scores
+    assert not np.array_equal(first.weights, other.weights)
+
+
+def test_poisoners_are_expelled_and_honest_devices_stay() -> None:
+    what = scenario(
+        devices=30, samples_per_device=40, rounds=12, attack={"kind": "sign-flip", "fraction": 0.2, "scale": 3}
+    )
+    steps: list[Step] = []
+    play = played(what, steps.append)
+    names = device_names(30)
+    assert play.expelled[-1] == {names[index] for index in malicious_devices(what)}
+    assert set(play.quarantined_at) == play.expelled[-1]
+    assert all(not step.barred & set().union(*(g.joined for g in step.outcome.groups.values())) for step in steps)
+    assert {len(scores) for scores in play.scores.values()} == {12}
+
+
+def test_observing_expels_nobody_but_scores() -> None:
+    what = scenario(rounds=10, reputation="observe", attack={"kind": "sign-flip", "fraction": 0.25, "scale": 3})
+    steps: list[Step] = []
+    play = played(what, steps.append)
+    assert all(step.record.accepted == 24 and not step.barred for step in steps)
+    assert any(opinion.state == "quarantined" for opinion in play.opinions.values())
+
+
+def test_late_joiners_wait_for_an_early_epoch_and_are_grouped_by_themselves() -> None:
+    what = scenario(
+        devices=32, samples_per_device=40, rounds=10, attack={"kind": "label-flip", "fraction": 0.25, "joins_at": 9}
+    )
+    steps: list[Step] = []
+    played(what, steps.append)
+    assert {step.record.participants for step in steps[:9]} == {24}
+    names = device_names(32)
+    late = {names[index] for index in malicious_devices(what)}
+    groups = [set(group.joined) for group in steps[9].outcome.groups.values()]
+    assert late in groups and len(set[str]().union(*groups)) == 32
+
+
+def test_dropouts_and_absentees_follow_their_chances() -> None:
+    what = scenario(devices=400, participation=0.3, dropout=0.2)
+    attendance = Attendance(what, frozenset())
+    present = [len(attendance.present(number)) for number in range(1, 21)]
+    assert 0.27 < np.mean(present) / 400 < 0.33
+    silent = attendance.silent_from(1, 1)
+    assert 0.12 < len(silent) / 400 < 0.28
+    assert set(silent.values()) == {"shares", "masked", "survivors", "attest", "accept", "unmask"}
+    assert silent != attendance.silent_from(1, 2)
+
+
+def test_a_round_in_which_no_group_closes_is_tried_again_on_another_model() -> None:
+    steps: list[Step] = []
+    what = scenario(devices=8, rounds=3, dropout=0.4, seed=2)
+    play = played(what, steps.append)
+    failed = [step for step in steps if step.record.failed and step.outcome.masked]
+    assert failed, "two in five fall silent"
+    by_place = {(step.record.round, step.record.attempt): step for step in steps}
+    for step in failed:
+        following = by_place.get((step.record.round, step.record.attempt + 1))
+        assert following is not None or step.record.attempt == ATTEMPTS
+    models = [step.weights.tobytes() for step in steps if step.outcome.masked]
+    assert len(set(models)) == len(models), "no model is used twice once somebody has masked for it"
+    assert len(play.records) == 3
+
+
+def test_slices_may_repeat_samples() -> None:
+    what = scenario(devices=100, samples_per_device=40)
+    corpus = load_corpus(what)
+    slices = partition(corpus.train, what)
+    assert {len(part) for part in slices} == {40} and len(slices) == 100
+    single = scenario(devices=30, partition={"labels": 1, "repeat": True})
+    parts = partition(corpus.train, single)
+    assert {len(set(part.y.tolist())) for part in parts} == {1}
+    assert len({int(part.y[0]) for part in parts}) == 10
+    even = scenario(partition={"repeat": True})
+    assert all(isinstance(part, Dataset) and len(part) == 20 for part in partition(corpus.train, even))
