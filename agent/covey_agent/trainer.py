@@ -1,22 +1,23 @@
 """Local training: a bundle's graphs on stock onnxruntime.
 
-The whole step of gradient descent lies in ``step.onnx``; this module chooses the batches and checks what goes in and
-what comes out. No randomness is made here: the caller passes a seed.
+The whole step of gradient descent lies in ``step.onnx``; this module has batches drawn and checks what goes in and what
+comes out. No randomness is made here: the caller passes a seed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from covey_agent.batches import batches
 from covey_agent.data import Dataset
 from covey_agent.graphs import Graph, Stepper, tensor_type
-from covey_protocol.bundle import INFER_FILE, STEP_FILE, TRACE_STEPS, Bundle, Float32, Int64
+from covey_protocol.bundle import INFER_FILE, STEP_FILE, TRACE_STEPS, Bundle, Float32
 from covey_protocol.errors import ConfigError, LocalError, MalformedError
 from covey_protocol.plan import Plan
 
@@ -157,7 +158,8 @@ class Trainer:
         )
         total = plan.steps_for(len(data))
         rng = np.random.default_rng(int.from_bytes(seed, "big"))
-        for done, rows in enumerate(_batches(len(data), plan.batch_size, total, rng), start=1):
+        rows_of = batches(data.y, plan.batch_size, total, plan.balance, rng)
+        for done, rows in enumerate(rows_of, start=1):
             _stop_if(cancel)
             if not math.isfinite(stepper.step(data.x, data.y, rows)):
                 raise DivergedError(f"model {self.bundle.manifest.name!r}: loss is not finite in step {done}")
@@ -226,15 +228,6 @@ class Trainer:
                 f"model {self.bundle.manifest.name!r} fails its self-test under onnxruntime {ort.__version__}: "
                 f"{what} is off by {worst:.3g}"
             )
-
-
-def _batches(samples: int, batch_size: int, total: int, rng: np.random.Generator) -> Iterator[Int64]:
-    """Yield the rows of ``total`` batches: each pass over the data in a new order, its last batch as small as it is."""
-    while total > 0:
-        order = rng.permutation(samples)
-        for start in range(0, samples, batch_size)[:total]:
-            yield order[start : start + batch_size]
-            total -= 1
 
 
 def _stop_if(cancel: Cancel | None) -> None:

@@ -89,6 +89,11 @@ DESCRIPTIONS = {
     "Plan.batch_size": "Samples a step.",
     "Plan.learning_rate": "Step size of gradient descent.",
     "Plan.momentum": "Share of the last step that the next one keeps; at rest at the start of each round.",
+    "Plan.balance": (
+        "A sample of a class with n samples on the device is drawn with a chance proportional to n^-balance: 0 takes "
+        "every sample once a pass, 1 sees all classes equally often. It hides how often each label occurs, and helps "
+        "learning where devices differ; where the classes' own shares have to be learnt, set 0."
+    ),
     "Windows.join": "For JOIN.",
     "Windows.shares": "For SHARES.",
     "Windows.masked": "For MASKED, training included.",

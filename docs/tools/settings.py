@@ -39,6 +39,7 @@ RANGES = {
     "Plan.batch_size": f"1 to {plan.MAX_BATCH:,}",
     "Plan.learning_rate": f"above 0, at most {plan.MAX_LEARNING_RATE:g}",
     "Plan.momentum": "0 to below 1",
+    "Plan.balance": f"0 to {plan.MAX_BALANCE:g}",
     "Task.group_size": "4 to 31",
     "Task.rule": ", ".join(f"`{name}`" for name in RULES) + "; or [a map](#rules)",
     "Task.name": "1 to 63 of `a-z 0-9 -`, no `-` first",

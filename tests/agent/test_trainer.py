@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from covey_agent.batches import batches
 from covey_agent.data import Dataset
 from covey_agent.trainer import CancelledError, DivergedError, Trainer, TrainResult
 from covey_modelkit import build_bundle, mlp, softmax
@@ -76,12 +78,22 @@ def orders_of(seed: bytes, samples: int) -> Iterator[np.ndarray[Any, Any]]:
     ],
 )
 def test_training_is_what_arithmetic_says(plan: Plan) -> None:
+    plan = msgspec.structs.replace(plan, balance=0.0)
     result = train(plan)
     assert result.steps == plan.steps_for(75)
     assert result.samples == 75
     assert result.update.dtype == np.float32
     expected = numpy_training(DATA, plan, orders_of(SEED, 75))
     np.testing.assert_allclose(result.update, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_classes_are_evened_out_as_the_plan_says() -> None:
+    plan = Plan(epochs=3, batch_size=25, learning_rate=0.05, balance=1.25)
+    rng = np.random.default_rng(int.from_bytes(SEED, "big"))
+    rows = np.concatenate(list(batches(DATA.y, 25, 9, 1.25, rng)))
+    passes = iter(rows.reshape(3, 75))
+    np.testing.assert_allclose(train(plan).update, numpy_training(DATA, plan, passes), rtol=1e-3, atol=1e-5)
+    assert (train(plan).update != train(msgspec.structs.replace(plan, balance=0.0)).update).any()
 
 
 def test_training_learns() -> None:

@@ -39,7 +39,7 @@ FEATURES, CLASSES, SAMPLES = 30, 10, 24
 PATIENCE = 90.0  # seconds; nothing waits this long when all is well
 LONG = Windows(join=600, shares=600, masked=600, survivors=600, unmask=600)
 # One step over all samples: the update does not depend on their order.
-ONE_STEP = Plan(steps=1, batch_size=SAMPLES, learning_rate=0.5, momentum=0.0)
+ONE_STEP = Plan(steps=1, batch_size=SAMPLES, learning_rate=0.5, momentum=0.0, balance=0.0)
 
 
 @functools.cache

@@ -19,7 +19,9 @@ def test_round_trip() -> None:
 
 
 def test_absent_fields_have_defaults() -> None:
-    assert msgspec.convert({}, Plan) == Plan(epochs=1, steps=0, batch_size=32, learning_rate=0.1, momentum=0.9)
+    assert msgspec.convert({}, Plan) == Plan(
+        epochs=1, steps=0, batch_size=32, learning_rate=0.1, momentum=0.9, balance=1.25
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,9 @@ def test_absent_fields_have_defaults() -> None:
         ("momentum", -0.1),
         ("momentum", 1.0),
         ("momentum", math.nan),
+        ("balance", -0.1),
+        ("balance", 2.1),
+        ("balance", math.nan),
     ],
 )
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
