@@ -24,8 +24,9 @@ Weights = npt.NDArray[np.float64]
 def chances(labels: Int64, balance: float) -> Weights:
     """Return each sample's chance in one draw: proportional to n^-balance, n the size of its class; they sum to 1."""
     _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights: Weights = counts[places].astype(np.float64) ** -balance
-    return weights / weights.sum()
+    weights: Weights = np.power(counts[places].astype(np.float64), -balance)
+    chance: Weights = weights / weights.sum()
+    return chance
 
 
 def batches(labels: Int64, batch_size: int, total: int, balance: float, rng: np.random.Generator) -> Iterator[Int64]:
