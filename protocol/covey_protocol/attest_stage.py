@@ -16,6 +16,7 @@ from covey_protocol.errors import RefusedError
 from covey_protocol.messages import Assent, Consent, ReportHead
 from covey_protocol.payload import read
 from covey_protocol.roster import CheckedRoster, Member, OpenRound
+from covey_protocol.sketch import SketchMatrix
 
 REPORT = "report"
 """What a device signs inside its ATTEST message goes by a kind of its own, which is no topic."""
@@ -42,6 +43,16 @@ def shard_seed(entries: Sequence[tuple[str, bytes]]) -> bytes:
 def drawn(seed: bytes, lot: int) -> bool:
     """Say whether groups that are not watched attest under this seed: in one round of ``lot``."""
     return int.from_bytes(digest(seed, person=b"covey-lot")[:8], "big") % lot == 0
+
+
+def matrix(seed: bytes, opened: OpenRound) -> SketchMatrix:
+    """Return P of a round: over the parameters alone.
+
+    Metrics ride behind them in every vector. Their ring units are coarse, so in a sketch they would be about as long as
+    the update, and much alike on all devices: directions would hardly tell devices apart.
+    """
+    manifest = opened.manifest
+    return SketchMatrix(seed, manifest.model.bytes // 4, manifest.sketch)
 
 
 def accepted_digest(survivors: bytes, seed: bytes, accepted: Sequence[str]) -> bytes:

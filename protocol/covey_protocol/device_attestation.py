@@ -11,10 +11,8 @@ from covey_protocol.digest import content_digest
 from covey_protocol.errors import RefusedError
 from covey_protocol.messages import Accept, Attest, Attestation, Report, ReportHead
 from covey_protocol.payload import write
-from covey_protocol.ring import METRICS
 from covey_protocol.roster import CheckedRoster, OpenRound
 from covey_protocol.sealing import seal_anonymously
-from covey_protocol.sketch import SketchMatrix
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class DeviceAttestation:
             sign: Signs a payload as a message of a kind.
             ephemeral: 32 uniform bytes.
         """
-        manifest = self.opened.manifest
-        matrix = SketchMatrix(seed, manifest.model.bytes // 4 + len(METRICS), manifest.sketch)
+        manifest, matrix = self.opened.manifest, attest_stage.matrix(seed, self.opened)
         sketches = matrix.of_masks([self_mask_seed, *pair_seeds.values()]).astype("<u2", copy=False)
         own, *others = (sketch.tobytes() for sketch in sketches)
         body = write(Report(own=own, pairs=list(zip(pair_seeds, others, strict=True))))

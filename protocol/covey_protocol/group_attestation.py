@@ -14,7 +14,6 @@ from covey_protocol.errors import RefusedError, StaleError
 from covey_protocol.messages import Attestation, Report
 from covey_protocol.payload import read
 from covey_protocol.prg import Ring
-from covey_protocol.ring import METRICS
 from covey_protocol.roster import CheckedRoster, OpenRound
 from covey_protocol.sealing import open_sealed
 from covey_protocol.sketch import SketchMatrix
@@ -46,8 +45,7 @@ class GroupAttestation:
 
     def matrix(self) -> SketchMatrix:
         """Return P."""
-        manifest = self.opened.manifest
-        return SketchMatrix(self.seed, manifest.model.bytes // 4 + len(METRICS), manifest.sketch)
+        return attest_stage.matrix(self.seed, self.opened)
 
     def silent(self) -> set[str]:
         """Return the members of U whose reports are missing."""
@@ -103,7 +101,8 @@ class GroupAttestation:
         """
         places = {member.name: member.place for member in self.roster.members}
         names = sorted(self.reports)
-        masked = self.matrix().of([vector(name) for name in names])
+        matrix = self.matrix()
+        masked = matrix.of([vector(name)[: matrix.length] for name in names])
         return {
             name: attestation.recover(sketch, self.reports[name], places[name], places)
             for name, sketch in zip(names, masked, strict=True)
