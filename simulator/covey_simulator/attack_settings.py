@@ -12,7 +12,31 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-AttackKind = Literal["none", "sign-flip", "scaling", "gaussian", "label-flip"]
+AttackKind = Literal[
+    "none",
+    "sign-flip",
+    "scaling",
+    "gaussian",
+    "label-flip",
+    "targeted-label-flip",
+    "perturbed-inputs",
+    "alie",
+    "ipm",
+    "min-max",
+    "min-sum",
+    "model-replacement",
+    "distributed-backdoor",
+    "free-rider",
+    "noise-rider",
+    "stale-rider",
+    "on-off",
+    "slow-poison",
+    "clones",
+    "sybil-wave",
+    "framing",
+]
+Deviation = Literal["unit", "std", "sign"]
+Manner = Literal["copy", "push"]
 
 
 @dataclass(frozen=True)
@@ -23,32 +47,68 @@ class Kind:
         words: What reports call it.
         uses: Its settings beside those of all kinds, with their defaults.
         stock: It poisons data only: the client that trains, clips and signs is everybody's.
+        around: It is wrapped around an inner attack, whose settings it takes as well.
+        late: Its devices are not there before start_round, unless joins_at says so.
     """
 
     words: str
     uses: Mapping[str, Any] = field(default_factory=dict)
     stock: bool = False
+    around: bool = False
+    late: bool = False
 
+
+_SCALE: Mapping[str, Any] = {"scale": 1.0}
+_BACKDOOR: Mapping[str, Any] = {"scale": 5.0, "target": 0, "share": 0.5}
 
 KINDS: dict[AttackKind, Kind] = {
-    "none": Kind("nothing", {"scale": 1.0}),
-    "sign-flip": Kind("sign-flip", {"scale": 1.0}),
-    "scaling": Kind("scaling", {"scale": 1.0}),
-    "gaussian": Kind("Gaussian noise", {"scale": 1.0}),
+    "none": Kind("honest", _SCALE),
+    "sign-flip": Kind("sign-flip", _SCALE),
+    "scaling": Kind("scaling", _SCALE),
+    "gaussian": Kind("Gaussian noise", _SCALE),
     "label-flip": Kind("label-flip", stock=True),
+    "targeted-label-flip": Kind("targeted label-flip", {"source": 1, "target": 0}, stock=True),
+    "perturbed-inputs": Kind("perturbed inputs", {"epsilon": 0.2, "steps": 10}, stock=True),
+    "alie": Kind("ALIE", _SCALE),
+    "ipm": Kind("IPM", _SCALE),
+    "min-max": Kind("min-max", {"deviation": "std"}),
+    "min-sum": Kind("min-sum", {"deviation": "std"}),
+    "model-replacement": Kind("model replacement", _BACKDOOR),
+    "distributed-backdoor": Kind("distributed backdoor", _BACKDOOR),
+    "free-rider": Kind("free-riders"),
+    "noise-rider": Kind("free-riders in noise", {"scale": 1.0, "decay": 0.0}),
+    "stale-rider": Kind("free-riders with stale changes", _SCALE),
+    "on-off": Kind("on-off", {"inner": "sign-flip", "on_rounds": 5, "off_rounds": 5}, around=True),
+    "slow-poison": Kind("slow poison", {"scale": 0.5, "rate": 0.05}),
+    "clones": Kind("clones", {"inner": "ipm", "jitter": 0.5}, around=True),
+    "sybil-wave": Kind("Sybil wave", {"inner": "ipm", "jitter": 0.3}, around=True, late=True),
+    "framing": Kind("framing", {"manner": "copy", "jitter": 0.2}),
 }
 assert set(KINDS) == set(get_args(AttackKind))
 
 
 class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the malicious devices do.
+    """What the malicious devices do; which setting belongs to which kind is in ``KINDS``.
 
     Attributes:
         kind: See ``attacks``.
         fraction: Share of the devices that are malicious, rounded to whole devices.
         start_round: The first round in which they misbehave.
-        joins_at: The round in which they join the fleet; 1 has them there from the beginning.
+        joins_at: The round in which they join the fleet: by default the first, or start_round for a Sybil wave.
         scale: How hard: a factor on the update, or what the kind makes of it.
+        inner: The attack that another kind is wrapped around.
+        on_rounds: Rounds of attack at a stretch.
+        off_rounds: Honest rounds between them.
+        source: The label that is relabelled.
+        target: The label that samples are to be taken for.
+        share: Share of an attacker's samples that carry the trigger.
+        epsilon: Bound on the change of each input value, in the inputs' own unit.
+        steps: Gradient steps towards a perturbation; 1 is FGSM.
+        deviation: Along which the update is pushed away from the mean of the honest ones.
+        decay: The noise falls as (rounds of attack)^−decay.
+        rate: Growth of a drift each round.
+        jitter: Length of what is added to a copy, as a share of its length.
+        manner: How a victim is framed.
     """
 
     kind: AttackKind = "none"
@@ -56,30 +116,62 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     start_round: Annotated[int, msgspec.Meta(ge=1)] = 1
     joins_at: Annotated[int, msgspec.Meta(ge=1)] = 1
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    inner: AttackKind | None = None
+    on_rounds: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    off_rounds: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    source: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    target: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    deviation: Deviation | None = None
+    decay: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
+    manner: Manner | None = None
 
     def __post_init__(self) -> None:
+        kind = KINDS[self.kind]
+        if kind.late and self.joins_at == 1:
+            msgspec.structs.force_setattr(self, "joins_at", self.start_round)
+        if kind.around and self.inner is None:
+            msgspec.structs.force_setattr(self, "inner", kind.uses["inner"])
+        if self.inner is not None and kind.around and KINDS[self.inner].around:
+            raise ValueError(f"inner is {self.inner}, which is itself wrapped around an attack; name a plain one")
         for name in SETTINGS:
             given = getattr(self, name)
             if given is not None and name not in self.uses:
-                raise ValueError(f"{name} has no meaning for {self.kind}, leave it out")
+                inner = f" with inner {self.inner}" if kind.around else ""
+                raise ValueError(f"{name} has no meaning for {self.kind}{inner}, leave it out")
             if given is None and name in self.uses:
                 msgspec.structs.force_setattr(self, name, self.uses[name])
+        if self.source is not None and self.source == self.target:
+            raise ValueError(f"source and target are both {self.source}, must differ")
 
     @property
     def uses(self) -> Mapping[str, Any]:
         """The settings that this attack takes, with their defaults."""
-        return KINDS[self.kind].uses
+        kind = KINDS[self.kind]
+        return {**KINDS[self.inner].uses, **kind.uses} if kind.around and self.inner else kind.uses
 
     @property
     def stock(self) -> bool:
         """Whether the attackers run everybody's client, which clips, on poisoned data."""
-        return KINDS[self.kind].stock
+        return KINDS[self.kind].stock or (self.kind == "on-off" and self.inner is not None and KINDS[self.inner].stock)
 
     @property
     def words(self) -> str:
         """What reports call it."""
         words = KINDS[self.kind].words
+        if self.inner is not None:
+            words = f"{words} around {KINDS[self.inner].words}"
         return words if self.scale is None else f"{words} x{self.scale:g}"
+
+    def for_inner(self) -> Attack:
+        """Return the inner attack by itself, with its settings and start."""
+        assert self.inner is not None
+        values = {name: getattr(self, name) for name in KINDS[self.inner].uses}
+        return Attack(kind=self.inner, fraction=self.fraction, start_round=self.start_round, **values)
 
 
 _COMMON = ("kind", "fraction", "start_round", "joins_at")

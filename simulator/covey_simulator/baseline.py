@@ -80,8 +80,9 @@ def run_clear(
             if index not in malicious
             and (update := _update(scenario, trainer, weights, part, number=number, index=index)) is not None
         }
+        hostile = malicious if number >= scenario.attack.joins_at else frozenset[int]()
         if coalition is not None:
-            updates |= coalition.updates(number=number, weights=weights, honest=dict(updates))
+            updates |= coalition.updates(number=number, weights=weights, honest=dict(updates), present=hostile)
         trained = time.perf_counter()
         rows, counts = [], []
         for group in groups:
@@ -94,16 +95,17 @@ def run_clear(
         combined = time.perf_counter()
         loss, accuracy = trainer.evaluate(weights, held_out)
         ended = time.perf_counter()
+        here = scenario.devices - len(malicious) + len(hostile)
         records.append(
             RoundRecord(
                 round=number,
                 accuracy=accuracy,
                 loss=loss,
-                participants=scenario.devices,
+                participants=here,
                 accepted=len(updates),
                 groups=len(rows),
                 groups_aborted=len(groups) - len(rows),
-                dropped=scenario.devices - len(updates),
+                dropped=here - len(updates),
                 seconds=ended - started,
                 stage_seconds={
                     "training": trained - started,

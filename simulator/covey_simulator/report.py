@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -81,10 +82,17 @@ def build_report(
         detection=_detection(devices),
         attack_success=attack_success,
         baselines=baselines,
-        config=msgspec.to_builtins(scenario),
+        config=_config(scenario),
         versions=dict(versions if versions is not None else installed_versions()),
         seconds=seconds,
     )
+
+
+def _config(scenario: Scenario) -> dict[str, Any]:
+    """Return a scenario as plain values, without the settings that its kind of attack has no use for."""
+    config: dict[str, Any] = msgspec.to_builtins(scenario)
+    config["attack"] = {name: value for name, value in config["attack"].items() if value is not None}
+    return config
 
 
 def installed_versions() -> dict[str, str]:

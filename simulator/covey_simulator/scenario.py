@@ -23,7 +23,7 @@ from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
 from covey_protocol.sketch import K_MAX, K_MIN
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
-from covey_simulator.attack_settings import Attack
+from covey_simulator.attack_settings import KINDS, Attack
 
 Source = Literal["digits", "breast-cancer", "file"]
 Transport = Literal["broker", "direct"]
@@ -223,6 +223,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
     (
         lambda it: it.adaptive_clip and it.attestation is False,
         "adaptive_clip needs attestation: without it norms are not known",
+    ),
+    (
+        lambda it: KINDS[it.attack.kind].late and it.transport == "broker",
+        "attack.kind sybil-wave needs devices that join later: it is rehearsed with transport: direct",
     ),
     (
         lambda it: it.transport == "broker" and (it.participation < 1 or it.dropout > 0 or it.attack.joins_at > 1),

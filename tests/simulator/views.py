@@ -10,7 +10,7 @@ from covey_agent.data import Dataset
 from covey_protocol.bundle import Float32
 from covey_simulator.attack_settings import Attack
 from covey_simulator.attacks import Attacker, View
-from covey_simulator.attacks.zoo import ZOO
+from covey_simulator.attacks import attacker as mind_of
 
 DIMENSION = 40
 CLASSES = 4
@@ -47,6 +47,7 @@ def make_view(
         "data": data,
         "classes": CLASSES,
         "input_gradient": lambda given: np.where(given.x > 0.5, 1.0, -1.0).astype(np.float32),
+        "span": (0.0, 1.0),
         "clip": 100.0,
         "rng": np.random.default_rng([seed, number, 1]),
     }
@@ -56,7 +57,7 @@ def make_view(
 def attacker(kind: Any, malicious: int = 4, honest: int = 12, **settings: Any) -> Attacker:
     """Return the mind of the view's malicious devices."""
     attack = Attack(kind=kind, fraction=malicious / (honest + malicious), **settings)
-    return ZOO[attack.kind](attack, frozenset(range(honest, honest + malicious)))
+    return mind_of(attack, frozenset(range(honest, honest + malicious)))
 
 
 def cosine(a: Any, b: Any) -> float:

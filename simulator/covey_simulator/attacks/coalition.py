@@ -16,7 +16,9 @@ import numpy as np
 from covey_agent.data import Dataset
 from covey_agent.trainer import DivergedError, Trainer
 from covey_protocol.bundle import Float32
+from covey_protocol.errors import ConfigError
 from covey_protocol.ring import clip_norm
+from covey_simulator.attacks.success import attack_success
 from covey_simulator.attacks.view import View
 from covey_simulator.attacks.zoo import make_attacker
 from covey_simulator.scenario import Scenario
@@ -35,6 +37,9 @@ class Coalition:
         malicious: Who belongs to it.
         round_number: Says which round is on, to ``update_of``. Without it, rounds are counted by the models that come
             in: each round has a new one, and a repeated attempt has the same.
+
+    Raises:
+        ConfigError: The attack names a class that the model does not have.
     """
 
     def __init__(
@@ -49,6 +54,13 @@ class Coalition:
         self.scenario, self.malicious = scenario, malicious
         self.attacker = make_attacker(scenario, malicious)
         self._trainer, self._slices, self._round_number = trainer, slices, round_number
+        self._span = min(float(part.x.min()) for part in slices), max(float(part.x.max()) for part in slices)
+        for name, label in (("source", scenario.attack.source), ("target", scenario.attack.target)):
+            if label is not None and label >= trainer.bundle.manifest.classes:
+                raise ConfigError(
+                    f"scenario {scenario.name!r}: attack.{name} is {label}, "
+                    f"the model has classes 0 to {trainer.bundle.manifest.classes - 1}"
+                )
         self._lock = threading.Lock()
         self._history: list[Float32] = []
         self._answer: dict[int, Float32] = {}
@@ -88,6 +100,7 @@ class Coalition:
             data=self._slices.__getitem__,
             classes=self._trainer.bundle.manifest.classes,
             input_gradient=lambda data: self._gradient(weights, data),
+            span=self._span,
             clip=bound,
             rng=self.scenario.generator("attack", number),
             expelled=expelled,
@@ -102,6 +115,10 @@ class Coalition:
                 number = self._round_number() if self._round_number is not None else len(self._history) + 1
                 self._answer = self.updates(number=number, weights=weights)
             return self._answer[index]
+
+    def success(self, weights: Float32, held_out: Dataset) -> float | None:
+        """Return how far the attack has reached its goal with a model, as ``attack_success`` says."""
+        return attack_success(self.scenario.attack, self._trainer, weights, held_out, self._span)
 
     @functools.cached_property
     def _gradient(self) -> InputGradient:

@@ -38,3 +38,11 @@ class Gaussian(Attacker):
             * np.float32(self.scale * np.linalg.norm(update) / np.sqrt(update.size))
             for index, update in sorted(view.own.items())
         }
+
+
+class Honest(Attacker):
+    """Sends what it learnt: for devices whose lies are elsewhere."""
+
+    def poison(self, view: View) -> dict[int, Float32]:
+        """Return the honest updates."""
+        return dict(view.own)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ class View:
         data: A malicious device's own data.
         classes: Number of labels.
         input_gradient: For each sample the gradient of the present model's loss with respect to the sample.
+        span: The least and the greatest value of all samples.
         clip: What honest devices clip to.
         rng: Randomness of this round.
         expelled: Malicious devices that are quarantined or banned; attackers notice when they are left out.
@@ -47,6 +47,7 @@ class View:
     data: Callable[[int], Dataset]
     classes: int
     input_gradient: Callable[[Dataset], Float32]
+    span: tuple[float, float]
     clip: float
     rng: np.random.Generator
     expelled: frozenset[int] = frozenset()
@@ -61,18 +62,6 @@ class View:
         """Return the answer in which every malicious device sends the same."""
         same = update.astype(np.float32)
         return dict.fromkeys(self.own, same)
-
-
-class Setting(Protocol):
-    """As much of a scenario as attackers are made from."""
-
-    @property
-    def attack(self) -> Attack:
-        """What they are to do."""
-
-    @property
-    def devices(self) -> int:
-        """How many devices there are, honest ones included."""
 
 
 class Attacker(ABC):
@@ -101,3 +90,15 @@ class Attacker(ABC):
     def scale(self) -> float:
         """How hard; 1 for kinds without such a setting."""
         return 1.0 if self.attack.scale is None else self.attack.scale
+
+
+def unit(vector: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return a vector of length 1 in the same direction; zeros stay."""
+    length = float(np.linalg.norm(vector))
+    direction: npt.NDArray[np.float64] = vector / np.float64(length or 1.0)
+    return direction
+
+
+def median_norm(rows: npt.NDArray[np.floating]) -> float:
+    """Return the median length of some rows."""
+    return float(np.median(np.linalg.norm(rows, axis=1)))
