@@ -21,7 +21,7 @@ from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, Ro
 from covey_aggregator.judgement import Judgement
 from covey_aggregator.models import ModelFolder
 from covey_aggregator.registry import WENT_BACK, Registry
-from covey_aggregator.resume import Resumption, abort_messages, last_step, manifest_digest, open_message, spool_label
+from covey_aggregator.resume import Resumption, abort_messages, last_step, open_message, spool_label
 from covey_aggregator.revocations import RevocationDesk
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
@@ -37,7 +37,7 @@ from covey_protocol.messages import Manifest
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
 from covey_protocol.recall import write_recall
-from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.roster import OpenRound, Trust, manifest_digest
 from covey_protocol.round_table import GroupStage
 from covey_protocol.thresholds import ROSTER_MIN
 
@@ -478,7 +478,7 @@ class Coordinator:
             revocations=self._trust.revocations.held,
         )
         body = write(manifest)
-        opened = OpenRound(task.name, running.round, running.attempt, manifest, manifest_digest(body))
+        opened = OpenRound(task.name, running.round, running.attempt, manifest, manifest_digest(body), body)
         members = {name for grouping in self._groupings for name, _ in grouping.members}
         head = RoundHead(
             task=task.name,

@@ -21,7 +21,6 @@ from covey_aggregator.round_run import RoundRun
 from covey_aggregator.spool import Spool
 from covey_aggregator.store import Store, TaskRow
 from covey_protocol import envelope, topics
-from covey_protocol.digest import digest
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
@@ -29,7 +28,7 @@ from covey_protocol.errors import CoveyError, MalformedError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Abort, Close, Delta, Manifest
 from covey_protocol.payload import read, write
-from covey_protocol.roster import OpenRound, Trust
+from covey_protocol.roster import OpenRound, Trust, manifest_digest
 
 
 class Resumption:
@@ -121,7 +120,9 @@ class Resumption:
             raise JournalError(f"its journal is of epoch {manifest.epoch}, whose groups are gone")
         sequences.update(head.sequences)
         run = RoundRun(
-            opened=OpenRound(head.task, head.round, head.attempt, manifest, manifest_digest(head.manifest)),
+            opened=OpenRound(
+                head.task, head.round, head.attempt, manifest, manifest_digest(head.manifest), head.manifest
+            ),
             groupings=groupings,
             trust=self._trust,
             key=self._home.key,
@@ -175,11 +176,6 @@ class Resumption:
 def spool_label(task: str, round_: int, attempt: int) -> str:
     """Return what a round's files are called."""
     return f"{task}-{round_}-{attempt}"
-
-
-def manifest_digest(body: bytes) -> bytes:
-    """Return the digest that joins and rosters are bound to."""
-    return digest(body, person=b"covey-manifest")
 
 
 def open_message(opened: OpenRound, body: bytes, home: ServerHome) -> Publish:

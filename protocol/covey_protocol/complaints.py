@@ -22,23 +22,49 @@ from dataclasses import dataclass, field
 
 from covey_protocol import envelope, sharing, topics
 from covey_protocol.errors import PeerError, RefusedError, StaleError
-from covey_protocol.messages import Complaint
+from covey_protocol.messages import Complaint, EphemeralKeys
 from covey_protocol.payload import read
 from covey_protocol.roster import CheckedRoster, Member, OpenRound
 from covey_protocol.sharing import Entry
 from covey_protocol.thresholds import colluders
 from covey_protocol.unmasking import Revealed
 
+KEYS = "ephemeral-keys"
+"""What a dealer signs inside its ANSWER message goes by a kind of its own, which is no topic."""
 
-def check_complaint(data: bytes, sender: Member, *, roster: CheckedRoster, opened: OpenRound, fleet: str) -> list[str]:
-    """Return the dealers that a member complains of.
+
+def read_keys(
+    data: bytes, dealer: Member, *, roster: CheckedRoster, opened: OpenRound, fleet: str
+) -> list[tuple[str, bytes]]:
+    """Return the ephemeral keys that a dealer has signed for, with their receivers.
 
     Raises:
         PeerError: The signature does not hold.
-        RefusedError: The complaint names its sender, a stranger, or somebody twice.
+    """
+    context = opened.context(fleet, KEYS, dealer.name, roster.digest)
+    return list(read(EphemeralKeys, envelope.verify(opened.matches(data), context, dealer.key)).keys)
+
+
+def check_complaint(
+    data: bytes, sender: Member, *, dealt: bytes, roster: CheckedRoster, opened: OpenRound, fleet: str
+) -> list[str]:
+    """Return the dealers that a member complains of.
+
+    Args:
+        data: The complaint as it was signed.
+        sender: Who signed it.
+        dealt: Digest of the list D, which holds the entries.
+        roster, opened, fleet: The round.
+
+    Raises:
+        PeerError: The signature does not hold.
+        RefusedError: The complaint is about another list D, names its sender, a stranger, or somebody twice.
     """
     context = opened.context(fleet, topics.COMPLAINT, sender.name, roster.digest)
-    dealers = read(Complaint, envelope.verify(opened.matches(data), context, sender.key)).dealers
+    complaint = read(Complaint, envelope.verify(opened.matches(data), context, sender.key))
+    if complaint.dealt != dealt:
+        raise RefusedError(f"{sender.name!r} complains of entries in another list D", cause="dealt")
+    dealers = complaint.dealers
     if sender.name in dealers or any(roster.member(name) is None for name in dealers):
         raise RefusedError(f"{sender.name!r} complains of itself or of strangers: {dealers}", cause="complaint")
     if len(set(dealers)) < len(dealers):
@@ -59,9 +85,15 @@ class Answers:
         self._answered: set[str] = set()
 
     def answer(
-        self, complaints: Sequence[tuple[str, bytes]], *, roster: CheckedRoster, opened: OpenRound, fleet: str
+        self,
+        complaints: Sequence[tuple[str, bytes]],
+        *,
+        dealt: bytes,
+        roster: CheckedRoster,
+        opened: OpenRound,
+        fleet: str,
     ) -> list[tuple[str, bytes]]:
-        """Return the keys that signed complaints have a claim to.
+        """Return the keys that signed complaints have a claim to; ``dealt`` is the digest of the list D.
 
         Raises:
             PeerError: A complaint is not its sender's, or does not name this dealer.
@@ -70,7 +102,8 @@ class Answers:
         """
         senders = roster.in_order([name for name, _ in complaints], "the complaints")
         for sender, (_, data) in zip(senders, complaints, strict=True):
-            if self._name not in check_complaint(data, sender, roster=roster, opened=opened, fleet=fleet):
+            named = check_complaint(data, sender, dealt=dealt, roster=roster, opened=opened, fleet=fleet)
+            if self._name not in named:
                 raise RefusedError(f"a complaint of {sender.name!r} is about somebody else", cause="complaint")
         new = [sender.name for sender in senders if sender.name not in self._answered]
         if not new:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from covey_protocol import envelope, identity, masking, prg, ring, roster, sharing, topics
 from covey_protocol.attest_stage import read_assent
 from covey_protocol.certificates import LEAVES, check_certificate, check_survivors, draw_commitment, read_consent
-from covey_protocol.complaints import Answers
+from covey_protocol.complaints import KEYS, Answers
 from covey_protocol.dealing import deal, take_in
 from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.digest import content_digest
@@ -296,16 +296,24 @@ class DeviceRound:
         self._dealt_digest = roster.dealt_digest(message.dealt)
         if not column.bad:
             return []
-        complaint = self._sign(topics.COMPLAINT, Complaint(dealers=list(column.bad)), current.digest)
+        complaint = self._sign(
+            topics.COMPLAINT, Complaint(dealt=self._dealt_digest, dealers=list(column.bad)), current.digest
+        )
         return [*(Note("bad-share", reason) for reason in column.bad.values()), Send(topics.COMPLAINT, complaint)]
 
     def _on_complaint(self, body: bytes) -> list[Effect]:
         """Show the aggregator the entries that peers complain of, each to its own receiver's account."""
         assert self._answers is not None
         complaints = read(Complaints, body).complaints
-        keys = self._answers.answer(complaints, roster=self._current(), opened=self.opened, fleet=self._trust.fleet)
-        plain = write(EphemeralKeys(keys=keys))
-        sealed = seal_anonymously(plain, self.opened.manifest.sealing_key, self._entropy(32))
+        keys = self._answers.answer(
+            complaints,
+            dealt=self._dealt_digest,
+            roster=self._current(),
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
+        signed = self._sign(KEYS, EphemeralKeys(keys=keys), self._current().digest)
+        sealed = seal_anonymously(signed, self.opened.manifest.sealing_key, self._entropy(32))
         answer = self._sign(topics.ANSWER, Answer(sealed=sealed), self._current().digest)
         named = ", ".join(name for name, _ in keys)
         return [Note("complaint", f"answered a complaint of {named}"), Send(topics.ANSWER, answer)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,20 @@ from covey_protocol.sketch import SketchMatrix
 from covey_protocol.unmasking import Restored
 
 
+class Lied(NamedTuple):
+    """What a member is caught in.
+
+    Attributes:
+        words: In words.
+        peer: The other end of the pair that it lied about; nobody if it was its self-mask.
+        shown: Of the two ends, whose masking secret was restored and shows it.
+    """
+
+    words: str
+    peer: str = ""
+    shown: str = ""
+
+
 @dataclass
 class GroupAttestation:
     """What one group's members have said about their masks under one seed.
@@ -30,6 +45,7 @@ class GroupAttestation:
         opened, fleet, roster: The round.
         dealt, survivors: D ⊇ U.
         heads: Signed heads of reports, by member.
+        bodies: The reports as they came.
         reports: What they hold.
     """
 
@@ -41,6 +57,7 @@ class GroupAttestation:
     dealt: Sequence[str]
     survivors: Sequence[str]
     heads: dict[str, bytes] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict, repr=False)
     reports: dict[str, attestation.Report] = field(default_factory=dict, repr=False)
 
     def matrix(self) -> SketchMatrix:
@@ -78,7 +95,7 @@ class GroupAttestation:
         if content_digest(body) != signed:
             raise RefusedError(f"{name!r} sealed another report than it signed", cause="report")
         self.reports[name] = self._read(name, read(Report, body))
-        self.heads[name] = message.head
+        self.heads[name], self.bodies[name] = message.head, body
 
     def _read(self, name: str, report: Report) -> attestation.Report:
         others = [other for other in self.dealt if other != name]
@@ -108,16 +125,17 @@ class GroupAttestation:
             for name, sketch in zip(names, masked, strict=True)
         }
 
-    def liars(self, restored: Restored) -> dict[str, str]:
+    def liars(self, restored: Restored) -> dict[str, Lied]:
         """Return who is proven to have lied, and about what, once secrets are restored. Heavy, like masking."""
         if not self.attesting:
             return {}
         matrix, found = self.matrix(), {}
         for name, seed in restored.self_masks.items():
             if name in self.reports and attestation.lie_about_self(matrix, self.reports[name], seed):
-                found[name] = "reported a false sketch of its self-mask"
+                found[name] = Lied("reported a false sketch of its self-mask")
         for name, seeds in restored.pairs.items():
             for other, seed in seeds.items():
                 for liar in attestation.liars_about_pair(matrix, self.reports, (name, other), seed):
-                    found[liar] = f"reported a false sketch of its mask with {(other if liar == name else name)!r}"
+                    peer = other if liar == name else name
+                    found[liar] = Lied(f"reported a false sketch of its mask with {peer!r}", peer, name)
         return found

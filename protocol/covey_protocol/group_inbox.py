@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 from covey_protocol import attest_stage, envelope, roster, topics
 from covey_protocol.attestation import smallest_cover
 from covey_protocol.certificates import check_leaves, read_consent, read_masked
-from covey_protocol.complaints import ComplaintBook, check_complaint
+from covey_protocol.complaints import ComplaintBook, check_complaint, read_keys
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
 from covey_protocol.epochs import Grouping
@@ -25,13 +25,13 @@ from covey_protocol.messages import (
     Attestation,
     Complaints,
     Decline,
-    EphemeralKeys,
     Reveal,
     RevealedShares,
     Shares,
 )
 from covey_protocol.payload import Payload, read, write
 from covey_protocol.prg import Ring
+from covey_protocol.proving import Prover
 from covey_protocol.ring import METRICS
 from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
 from covey_protocol.round_table import GROUP_TABLE, GroupStage
@@ -82,6 +82,7 @@ class GroupInbox:
         self.deadline = now + opened.manifest.windows.join
         self._joins: dict[str, tuple[bytes, Member]] = {}
         self.roster: CheckedRoster | None = None
+        self._roster_body = b""
         self._shares: dict[str, tuple[bytes, dict[str, Entry]]] = {}
         self.dealt: tuple[str, ...] = ()
         self._dealt_digest = b""
@@ -98,6 +99,7 @@ class GroupInbox:
         self._accepted_digest = b""
         self.summed: tuple[str, ...] = ()
         self.liars: dict[str, str] = {}
+        self.proofs: dict[str, bytes] = {}
         self._revealed: dict[str, Revealed] = {}
         self.declined: dict[str, str] = {}
         self._revoked: set[str] = set()
@@ -106,6 +108,7 @@ class GroupInbox:
         self.aborted: Abort | None = None
         self.causers: frozenset[str] = frozenset()
         self.complaints = ComplaintBook()
+        self._complained: dict[tuple[str, str], bytes] = {}
         self.revealers: frozenset[str] = frozenset()
         self._drop_revoked()
 
@@ -320,12 +323,20 @@ class GroupInbox:
         current = self._current()
         sender = current.member(name)
         assert sender is not None
-        dealers = check_complaint(data, sender, roster=current, opened=self.opened, fleet=self._trust.fleet)
+        dealers = check_complaint(
+            data,
+            sender,
+            dealt=self._dealt_digest,
+            roster=current,
+            opened=self.opened,
+            fleet=self._trust.fleet,
+        )
         if name not in self.dealt or not set(dealers) <= set(self.dealt):
             raise RefusedError(f"{name!r} complains of shares that were not dealt", cause="complaint")
         new = self.complaints.file(name, dealers)
         if not new:
             raise StaleError(f"{name!r} has complained already", cause="repeated")
+        self._complained.update({(dealer, name): data for dealer in new})
         effects: list[Effect] = [Note("bad-share", f"{name} cannot use the shares of {', '.join(new)}")]
         relayed = Complaints(complaints=[(name, data)])
         return effects + [self._deliver(dealer, topics.COMPLAINT, relayed) for dealer in new]
@@ -333,10 +344,14 @@ class GroupInbox:
     def _on_answer(self, name: str, data: bytes) -> list[Effect]:
         secret, public = self._sealing
         sealed = read(Answer, envelope.parse(data).payload).sealed
-        keys = read(EphemeralKeys, open_sealed(sealed, public, secret)).keys
-        if name not in self.dealt:
+        dealer = self._current().member(name)
+        if dealer is None or name not in self.dealt:
             raise RefusedError(f"{name!r} did not deal", cause="complaint")
+        signed = open_sealed(sealed, public, secret)
+        keys = read_keys(signed, dealer, roster=self._current(), opened=self.opened, fleet=self._trust.fleet)
         verdicts = self.complaints.judge(name, keys, roster=self._current(), entries=self._shares[name][1])
+        for receiver, key in keys:
+            self._prove(name, receiver, key, signed)
         return [Note("blamed", f"group {self.grouping.group}: {who}: {why}") for who, why in verdicts]
 
     def _on_consent(self, name: str, data: bytes) -> list[Effect]:
@@ -392,6 +407,21 @@ class GroupInbox:
             excused=self.complaints.excused(name),
         )
         return []
+
+    def _prove(self, dealer: str, receiver: str, key: bytes, answer: bytes) -> None:
+        """Keep the proof of what an answer has shown."""
+        if (dealer, receiver) in self.complaints.bad:
+            self.proofs.setdefault(dealer, self.prover().of_share(dealer, receiver, answer))
+        else:
+            complaint = self._complained[dealer, receiver]
+            proof = self.prover().of_complaint(receiver, dealer, complaint, self.dealt, key)
+            self.proofs.setdefault(receiver, proof)
+
+    def prover(self) -> Prover:
+        """Return what writes proofs about this group's members."""
+        return Prover(
+            self._trust.fleet, self.opened, self.grouping.digest(), self._current(), self._roster_body, self._shares
+        )
 
     def _shares_held(self) -> dict[str, Revealed]:
         return self.complaints.complete(self._revealed, self.summed)

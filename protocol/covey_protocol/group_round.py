@@ -72,16 +72,27 @@ class GroupRound(GroupInbox):
         masked, self._total = self._total, None
         if self.stage is not GroupStage.SUMMING or self.roster is None or masked is None:
             raise StateError(f"group {self.grouping.group} has no sum to unmask in stage {self.stage}")
-        restored = restore(
-            roster=self.roster,
-            dealt=self.dealt,
-            summed=self.summed,
-            revealed=self._shares_held(),
-            opened=self.opened,
-            fleet=self._trust.fleet,
-        )
+        revealed, prover = self._shares_held(), self.prover()
+        try:
+            restored = restore(
+                roster=self.roster,
+                dealt=self.dealt,
+                summed=self.summed,
+                revealed=revealed,
+                opened=self.opened,
+                fleet=self._trust.fleet,
+            )
+        except RefusedError as error:
+            for name in error.culprits:
+                proof = prover.of_secret(name, name in self.summed, revealed)
+                if proof is not None:
+                    self.proofs.setdefault(name, proof)
+            raise
         if self.attestation is not None:
-            self.liars = self.attestation.liars(restored)
+            found = self.attestation.liars(restored)
+            self.liars = {name: lied.words for name, lied in found.items()}
+            for name, lied in found.items():
+                self.proofs.setdefault(name, prover.of_lie(name, lied, self.attestation, restored))
             caught = {name: f"{name!r} {self.liars[name]}" for name in self.summed if name in self.liars}
             if caught:
                 raise RefusedError("; ".join(caught.values()), cause="false-sketch", culprits=caught)
@@ -193,7 +204,8 @@ class GroupRound(GroupInbox):
             Member(place, name, member.key, member.token, member.join)
             for place, (name, (_, member)) in enumerate((name, self._joins[name]) for name in names)
         )
-        self.roster = CheckedRoster(members, roster.roster_digest(write(body)), t, a_min)
+        self._roster_body = write(body)
+        self.roster = CheckedRoster(members, roster.roster_digest(self._roster_body), t, a_min)
         self._machine.advance(topics.ROSTER)
         return [self._publish(topics.ROSTER, body, b"")]
 

@@ -74,7 +74,12 @@ def self_mask_seed(scalar: bytes) -> bytes:
 
 def self_mask_commitment(scalar: bytes) -> bytes:
     """Return what a member publishes in JOIN so that a wrong β is noticed when it is restored."""
-    return digest(self_mask_seed(scalar), person=b"covey-self-comm")
+    return seed_commitment(self_mask_seed(scalar))
+
+
+def seed_commitment(seed: bytes) -> bytes:
+    """Return the commitment that belongs to a restored seed b."""
+    return digest(seed, person=b"covey-self-comm")
 
 
 def check_public_key(key: bytes, whose: str) -> None:

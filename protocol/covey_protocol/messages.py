@@ -225,8 +225,12 @@ class Dealt(Payload, frozen=True, kw_only=True):
 
 
 class Complaint(Payload, frozen=True, kw_only=True):
-    """COMPLAINT: the entries of these dealers, which they signed, do not open or are not what they committed to."""
+    """COMPLAINT: the entries of these dealers, which they signed, do not open or are not what they committed to.
 
+    ``dealt`` is the digest of the list D, which holds the signed leaves: so it is fixed which entries are meant.
+    """
+
+    dealt: Digest
     dealers: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=ROSTER_MAX)]
 
 
@@ -243,7 +247,7 @@ class Answer(Payload, frozen=True, kw_only=True):
 
 
 class EphemeralKeys(Payload, frozen=True, kw_only=True):
-    """Inside an answer: for each receiver the secret key that its entry was made with."""
+    """Inside an answer, signed: for each receiver the secret key that its entry was made with."""
 
     keys: Annotated[list[tuple[Name, Key]], msgspec.Meta(max_length=ROSTER_MAX)]
 

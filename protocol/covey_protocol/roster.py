@@ -69,13 +69,14 @@ class Trust:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """A manifest and where it stands."""
+    """A manifest and where it stands; ``digest`` is that of ``body``, the payload of OPEN as it was published."""
 
     task: str
     round: int
     attempt: int
     manifest: Manifest
     digest: bytes
+    body: bytes = field(default=b"", repr=False)
 
     def context(self, fleet: str, kind: str, sender: str, roster: bytes = b"", recipient: str = "") -> Context:
         """Return the signing context of one of this round's messages."""
@@ -130,7 +131,12 @@ def read_open(data: bytes, task: str, trust: Trust) -> OpenRound:
     body = envelope.verify(message, place, trust.aggregator_key)
     manifest = read(Manifest, body)
     trust.policy.check(manifest)
-    return OpenRound(task, message.round, message.attempt, manifest, digest(body, person=b"covey-manifest"))
+    return OpenRound(task, message.round, message.attempt, manifest, manifest_digest(body), body)
+
+
+def manifest_digest(body: bytes) -> bytes:
+    """Return the digest of an OPEN payload, to which joins and rosters are bound."""
+    return digest(body, person=b"covey-manifest")
 
 
 @dataclass(frozen=True)
@@ -285,8 +291,12 @@ def check_roster(
 
 def dealt_digest(dealt: Sequence[tuple[str, bytes]]) -> bytes:
     """Return the digest of the list D with everybody's signed leaves."""
-    lines = [[name, content_digest(leaves)] for name, leaves in dealt]
-    return digest(cbor.encode(lines), person=b"covey-dealt")
+    return dealt_lines_digest([(name, content_digest(leaves)) for name, leaves in dealt])
+
+
+def dealt_lines_digest(lines: Sequence[tuple[str, bytes]]) -> bytes:
+    """Return the digest of the list D from the digests of everybody's signed leaves."""
+    return digest(cbor.encode([[name, leaves] for name, leaves in lines]), person=b"covey-dealt")
 
 
 def survivors_digest(dealt: bytes, survivors: Sequence[tuple[str, bytes]]) -> bytes:

@@ -15,6 +15,7 @@ from nacl.hash import blake2b
 
 from covey_protocol.errors import RefusedError
 
+KEY_BYTES = crypto_box_PUBLICKEYBYTES
 _NONCE_BYTES = 24
 
 
@@ -59,7 +60,7 @@ def reopen_sealed(sealed: bytes, public: bytes, entropy: bytes) -> bytes:
     Raises:
         RefusedError: It was not made with this key, or does not open with it.
     """
-    ephemeral, box = sealed[:crypto_box_PUBLICKEYBYTES], sealed[crypto_box_PUBLICKEYBYTES:]
+    ephemeral, box = sealed[:KEY_BYTES], sealed[KEY_BYTES:]
     if crypto_scalarmult_base(entropy) != ephemeral:
         raise RefusedError("a sealed box was made with another key", cause="sealed")
     try:

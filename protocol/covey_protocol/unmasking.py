@@ -75,10 +75,12 @@ class Restored:
     Attributes:
         self_masks: b_i of each member in the sum.
         pairs: For each other member of D, the seeds of its masks with everybody else in D.
+        masking: The masking secrets z that these follow from.
     """
 
     self_masks: dict[str, bytes] = field(repr=False)
     pairs: dict[str, dict[str, bytes]] = field(repr=False)
+    masking: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def restore(
@@ -110,12 +112,14 @@ def restore(
             wrong[name] = f"{name!r} dealt shares of another self-mask than it published"
         self_masks[name] = masking.self_mask_seed(secret)
     pairs: dict[str, dict[str, bytes]] = {}
+    secrets: dict[str, bytes] = {}
     context = opened.pair_context(fleet, roster.digest)
     for name in dealt:
         if name in self_masks:
             continue
         dropped = _member(roster, name)
-        key = masking.masking_key(_restore(roster, name, "masking", revealed))
+        secrets[name] = _restore(roster, name, "masking", revealed)
+        key = masking.masking_key(secrets[name])
         if masking.public_key(key) != dropped.join.mask_key:
             wrong[name] = f"{name!r} dealt shares of another masking secret than it published"
             continue
@@ -123,7 +127,7 @@ def restore(
         pairs[name] = {other.name: masking.pair_seed(key, _party(dropped), _party(other), context) for other in others}
     if wrong:
         raise RefusedError("; ".join(wrong.values()), cause="dealer", culprits=wrong)
-    return Restored(self_masks, pairs)
+    return Restored(self_masks, pairs, secrets)
 
 
 def unmask_sum(total: Ring, restored: Restored, roster: CheckedRoster) -> Ring:

@@ -627,7 +627,7 @@ def test_a_dealer_answers_complaints_while_sketches_are_decided_on(stage: str, k
     rig.joined()
     rig.train()
     assert rig.devices[ME].stage == stage
-    complaint = rig.say(CHEAT, topics.COMPLAINT, Complaint(dealers=[ME]))
+    complaint = rig.say(CHEAT, topics.COMPLAINT, Complaint(dealt=rig.group._dealt_digest, dealers=[ME]))
     rig.from_group(rig.group.receive(topics.COMPLAINT, CHEAT, complaint, rig.now))
     rig.pump()
     assert set(rig.group.complaints.blamed) == {CHEAT}

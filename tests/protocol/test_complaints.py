@@ -12,6 +12,7 @@ from tests.protocol.rig import SEALING, Rig, snapshot
 
 from covey_protocol import envelope, topics
 from covey_protocol.certificates import LEAVES
+from covey_protocol.complaints import KEYS
 from covey_protocol.effects import Note, Send
 from covey_protocol.errors import PeerError
 from covey_protocol.messages import Answer, Complaint, Complaints, EphemeralKeys, Leaves, RevealedShares, Shares
@@ -68,7 +69,11 @@ def closes(rig: Rig) -> None:
 
 
 def complain(rig: Rig, sender: str, *dealers: str) -> bytes:
-    return rig.say(sender, topics.COMPLAINT, Complaint(dealers=list(dealers)))
+    return rig.say(sender, topics.COMPLAINT, Complaint(dealt=rig.group._dealt_digest, dealers=list(dealers)))
+
+
+def of_victim(rig: Rig) -> Complaint:
+    return Complaint(dealt=rig.group._dealt_digest, dealers=[VICTIM])
 
 
 def relay(rig: Rig, to: str, *complaints: tuple[str, bytes]) -> bytes:
@@ -196,7 +201,7 @@ def test_an_answer_shows_the_key_of_one_entry_and_of_no_other() -> None:
     assert isinstance(note, Note)
     assert isinstance(answer, Send)
     plain = open_sealed(read_sealed(answer.data), rig.opened.manifest.sealing_key, SEALING)
-    assert [name for name, _ in read(EphemeralKeys, plain).keys] == [CHEAT]
+    assert [name for name, _ in read(EphemeralKeys, envelope.parse(plain).payload).keys] == [CHEAT]
     device_refuses(rig, VICTIM, data, "repeated")
 
 
@@ -204,22 +209,26 @@ LIES: dict[str, tuple[Callable[[Rig], bytes], str]] = {
     "complaint-of-nobody": (lambda rig: relay(rig, VICTIM, (CHEAT, b"")), "unsigned"),
     "signed-by-another": (lambda rig: relay(rig, VICTIM, (CHEAT, complain(rig, "pi-4", VICTIM))), "signature"),
     "signed-by-the-server": (
-        lambda rig: relay(rig, VICTIM, (CHEAT, rig.serve(topics.COMPLAINT, Complaint(dealers=[VICTIM])))),
+        lambda rig: relay(rig, VICTIM, (CHEAT, rig.serve(topics.COMPLAINT, of_victim(rig)))),
         "signature",
     ),
     "of-another-round": (
-        lambda rig: relay(rig, VICTIM, (CHEAT, rig.say(CHEAT, topics.COMPLAINT, Complaint(dealers=[VICTIM]), round=2))),
+        lambda rig: relay(rig, VICTIM, (CHEAT, rig.say(CHEAT, topics.COMPLAINT, of_victim(rig), round=2))),
         "wrong-round",
     ),
     "of-another-roster": (
-        lambda rig: relay(
-            rig, VICTIM, (CHEAT, rig.say(CHEAT, topics.COMPLAINT, Complaint(dealers=[VICTIM]), roster=bytes(32)))
-        ),
+        lambda rig: relay(rig, VICTIM, (CHEAT, rig.say(CHEAT, topics.COMPLAINT, of_victim(rig), roster=bytes(32)))),
         "signature",
     ),
     "about-another": (lambda rig: relay(rig, VICTIM, (CHEAT, complain(rig, CHEAT, "pi-4"))), "complaint"),
     "from-a-stranger": (lambda rig: relay(rig, VICTIM, ("pi-9", complain(rig, CHEAT, VICTIM))), "roster"),
     "from-itself": (lambda rig: relay(rig, VICTIM, (VICTIM, complain(rig, VICTIM, VICTIM))), "complaint"),
+    "about-another-list": (
+        lambda rig: relay(
+            rig, VICTIM, (CHEAT, rig.say(CHEAT, topics.COMPLAINT, Complaint(dealt=bytes(32), dealers=[VICTIM])))
+        ),
+        "dealt",
+    ),
     "for-another": (lambda rig: relay(rig, "pi-4", (CHEAT, complain(rig, CHEAT, VICTIM))), "signature"),
     "none": (lambda rig: relay(rig, VICTIM), "repeated"),
 }
@@ -273,7 +282,7 @@ def test_nobody_complains_of_who_did_not_deal() -> None:
     assert CHEAT not in rig.group.dealt
     refused(rig, VICTIM, topics.COMPLAINT, complain(rig, VICTIM, CHEAT), "complaint")
     refused(rig, CHEAT, topics.COMPLAINT, complain(rig, CHEAT, VICTIM), "complaint")
-    sealed = seal_anonymously(write(EphemeralKeys(keys=[])), rig.opened.manifest.sealing_key, b"e" * 32)
+    sealed = seal_anonymously(rig.say(CHEAT, KEYS, EphemeralKeys(keys=[])), rig.opened.manifest.sealing_key, b"e" * 32)
     refused(rig, CHEAT, topics.ANSWER, rig.say(CHEAT, topics.ANSWER, Answer(sealed=sealed)), "complaint")
 
 
@@ -291,7 +300,7 @@ def test_an_answer_that_nobody_asked_for_is_refused() -> None:
     public = rig.opened.manifest.sealing_key
 
     def answer(*keys: tuple[str, bytes]) -> bytes:
-        sealed = seal_anonymously(write(EphemeralKeys(keys=list(keys))), public, b"e" * 32)
+        sealed = seal_anonymously(rig.say(VICTIM, KEYS, EphemeralKeys(keys=list(keys))), public, b"e" * 32)
         return rig.say(VICTIM, topics.ANSWER, Answer(sealed=sealed))
 
     refused(rig, VICTIM, topics.ANSWER, answer((CHEAT, bytes(32))), "complaint")

@@ -275,7 +275,14 @@ class LyingServer(RuleBasedStateMachine):
                 continue
             signer = signing_key(member.name) if member.name in self.bad else SERVER
             context = self.rig.opened.context(FLEET, topics.COMPLAINT, member.name, self.roster.digest)
-            complaints.append((member.name, envelope.sign(write(Complaint(dealers=[dealer])), context, signer)))
+            complaints.append(
+                (
+                    member.name,
+                    envelope.sign(
+                        write(Complaint(dealt=self.rig.group._dealt_digest, dealers=[dealer])), context, signer
+                    ),
+                )
+            )
         context = self.rig.opened.context(FLEET, topics.COMPLAINT, AGGREGATOR, self.roster.digest, dealer)
         message = envelope.sign(write(Complaints(complaints=complaints)), context, SERVER)
         try:
@@ -283,7 +290,8 @@ class LyingServer(RuleBasedStateMachine):
         except PeerError:
             return
         sealed = next(read(Answer, envelope.parse(e.data).payload).sealed for e in effects if isinstance(e, Send))
-        keys = read(EphemeralKeys, open_sealed(sealed, self.rig.opened.manifest.sealing_key, SEALING)).keys
+        opened = open_sealed(sealed, self.rig.opened.manifest.sealing_key, SEALING)
+        keys = read(EphemeralKeys, envelope.parse(opened).payload).keys
         self.shown[dealer] |= {receiver for receiver, _ in keys}
 
     @rule(data=st.data(), size=st.integers(1, 3))
