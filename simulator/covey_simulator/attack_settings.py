@@ -34,9 +34,13 @@ AttackKind = Literal[
     "clones",
     "sybil-wave",
     "framing",
+    "attestation-liar",
+    "share-poisoner",
+    "sketch-withholder",
+    "unmask-refuser",
 ]
 Deviation = Literal["unit", "std", "sign"]
-Manner = Literal["copy", "push"]
+Manner = Literal["copy", "push", "own", "pair", "together", "garbled", "wrong-secret"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Kind:
         stock: It poisons data only: the client that trains, clips and signs is everybody's.
         around: It is wrapped around an inner attack, whose settings it takes as well.
         late: Its devices are not there before start_round, unless joins_at says so.
+        protocol: It breaks the protocol itself; what is sent as an update is the inner attack's.
+        manners: The values of manner that it knows.
     """
 
     words: str
@@ -56,13 +62,21 @@ class Kind:
     stock: bool = False
     around: bool = False
     late: bool = False
+    protocol: bool = False
+    manners: tuple[Manner, ...] = ()
 
 
 _SCALE: Mapping[str, Any] = {"scale": 1.0}
 _BACKDOOR: Mapping[str, Any] = {"scale": 5.0, "target": 0, "share": 0.5}
 
+
+def _protocol(words: str, *manners: Manner) -> Kind:
+    uses = {"inner": "none", **({"manner": manners[0]} if manners else {})}
+    return Kind(words, uses, around=True, protocol=True, manners=manners)
+
+
 KINDS: dict[AttackKind, Kind] = {
-    "none": Kind("honest", _SCALE),
+    "none": Kind("honest"),
     "sign-flip": Kind("sign-flip", _SCALE),
     "scaling": Kind("scaling", _SCALE),
     "gaussian": Kind("Gaussian noise", _SCALE),
@@ -82,7 +96,11 @@ KINDS: dict[AttackKind, Kind] = {
     "slow-poison": Kind("slow poison", {"scale": 0.5, "rate": 0.05}),
     "clones": Kind("clones", {"inner": "ipm", "jitter": 0.5}, around=True),
     "sybil-wave": Kind("Sybil wave", {"inner": "ipm", "jitter": 0.3}, around=True, late=True),
-    "framing": Kind("framing", {"manner": "copy", "jitter": 0.2}),
+    "framing": Kind("framing", {"manner": "copy", "jitter": 0.2}, manners=("copy", "push")),
+    "attestation-liar": _protocol("lies about sketches", "own", "pair", "together"),
+    "share-poisoner": _protocol("bad shares", "garbled", "wrong-secret"),
+    "sketch-withholder": _protocol("withheld sketches"),
+    "unmask-refuser": _protocol("refusal to unmask"),
 }
 assert set(KINDS) == set(get_args(AttackKind))
 
@@ -108,7 +126,7 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         decay: The noise falls as (rounds of attack)^−decay.
         rate: Growth of a drift each round.
         jitter: Length of what is added to a copy, as a share of its length.
-        manner: How a victim is framed.
+        manner: How it is done, where a kind knows several ways.
     """
 
     kind: AttackKind = "none"
@@ -145,6 +163,8 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise ValueError(f"{name} has no meaning for {self.kind}{inner}, leave it out")
             if given is None and name in self.uses:
                 msgspec.structs.force_setattr(self, name, self.uses[name])
+        if self.manner is not None and self.manner not in kind.manners:
+            raise ValueError(f"manner is {self.manner}, must be {' or '.join(kind.manners)} for {self.kind}")
         if self.source is not None and self.source == self.target:
             raise ValueError(f"source and target are both {self.source}, must differ")
 
@@ -157,13 +177,15 @@ class Attack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def stock(self) -> bool:
         """Whether the attackers run everybody's client, which clips, on poisoned data."""
-        return KINDS[self.kind].stock or (self.kind == "on-off" and self.inner is not None and KINDS[self.inner].stock)
+        kind, inner = KINDS[self.kind], KINDS[self.inner] if self.inner else None
+        passes = kind.protocol or self.kind == "on-off"  # the inner attack's updates go out as they are
+        return kind.stock or (passes and inner is not None and (inner.stock or self.inner == "none"))
 
     @property
     def words(self) -> str:
         """What reports call it."""
         words = KINDS[self.kind].words
-        if self.inner is not None:
+        if self.inner is not None and self.inner != "none":
             words = f"{words} around {KINDS[self.inner].words}"
         return words if self.scale is None else f"{words} x{self.scale:g}"
 

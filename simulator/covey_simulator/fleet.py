@@ -30,7 +30,7 @@ from covey_aggregator.store import Store, TaskRow
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import LocalError
-from covey_simulator.attacks import Coalition, PoisoningTrainer, UnclippedRound, malicious_devices
+from covey_simulator.attacks import Coalition, PoisoningTrainer, malicious_devices, round_class
 from covey_simulator.broker import Kind, RunningBroker, start_broker
 from covey_simulator.data import device_names
 from covey_simulator.scenario import Scenario
@@ -81,6 +81,7 @@ class Fleet:
     ) -> None:
         self._folder, self._scenario, self._names = folder, scenario, device_names(scenario.devices)
         self._malicious, self._slices, self._data, self._prefer = malicious_devices(scenario), slices, data, prefer
+        self._hostile_round = round_class(scenario.attack, frozenset(self._names[index] for index in self._malicious))
         self.home = folder / "home"
         self.server_log = folder / "aggregator.log"
         self.broker: RunningBroker | None = None
@@ -207,7 +208,7 @@ class Fleet:
             home,
             executor=self._executor,
             make_trainer=functools.partial(self._poisoner, index) if hostile else self._honest,
-            round_class=UnclippedRound if hostile and not self._scenario.attack.stock else DeviceRound,
+            round_class=self._hostile_round if hostile else DeviceRound,
         )
         self.agents[name].start()
 

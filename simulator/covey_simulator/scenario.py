@@ -225,6 +225,15 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
         "adaptive_clip needs attestation: without it norms are not known",
     ),
     (
+        lambda it: KINDS[it.attack.kind].protocol and (it.transport == "direct" or not it.masking),
+        "attack.kind attestation-liar, share-poisoner, sketch-withholder and unmask-refuser break the protocol's "
+        "messages, which are sent with transport: broker alone",
+    ),
+    (
+        lambda it: it.attack.kind in ("attestation-liar", "sketch-withholder") and it.attestation is False,
+        "attack.kind attestation-liar and sketch-withholder need attestation",
+    ),
+    (
         lambda it: KINDS[it.attack.kind].late and it.transport == "broker",
         "attack.kind sybil-wave needs devices that join later: it is rehearsed with transport: direct",
     ),

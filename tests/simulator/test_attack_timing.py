@@ -91,6 +91,8 @@ def test_a_push_pulls_away_from_the_mean_beside_the_victim() -> None:
 def test_every_attack_waits_for_its_round_and_repeats_itself(kind: Any) -> None:
     early, late = make_view(number=2), make_view(number=3, history=(make_view(number=2).weights,) * 2)
     settings: dict[str, Any] = {"start_round": 3, **({"scale": 2.0} if kind == "scaling" else {})}
+    if KINDS[kind].protocol:  # by default they send honest updates
+        settings["inner"] = "ipm"
     mind = attacker(kind, **settings)
     assert {index: update.tolist() for index, update in mind.updates(early).items()} == {
         index: update.tolist() for index, update in early.own.items()

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -18,7 +20,7 @@ from covey_simulator.cli import simulate
 from covey_simulator.demo import demo
 from covey_simulator.live import make_display
 from covey_simulator.run import LOG, PAGE, REPORT, run_scenario
-from covey_simulator.scenario import demo_scenario
+from covey_simulator.scenario import demo_scenario, parse_scenario
 
 SMALL = ["--headless", "--devices", "8", "--rounds", "2"]
 
@@ -119,3 +121,21 @@ def children(parent: int) -> list[int]:
             if int(stat[1]) == parent:
                 found.append(int(entry.name))
     return found
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"kind": "alie", "fraction": 0.375},
+        {"kind": "unmask-refuser", "inner": "sign-flip", "fraction": 0.125},
+    ],
+    ids=lambda attack: str(attack["kind"]),
+)
+def test_attackers_run_the_real_agent(tmp_path: Path, attack: dict[str, Any]) -> None:
+    value = {**msgspec.to_builtins(demo_scenario(devices=8, rounds=1)), "attack": attack}
+    scenario = parse_scenario(value, origin="test", folder=tmp_path)
+    with make_display(scenario, headless=True) as display:
+        report = run_scenario(scenario, tmp_path / "out", display, prefer="mosquitto")
+    (record,) = report.rounds
+    assert (record.participants, record.accepted) == (8, 8)
+    assert record.accuracy == pytest.approx(report.baselines["undefended"].rounds[0].accuracy, abs=0.15)

@@ -7,9 +7,10 @@ and says what each of them sends. An engine may ask it directly; devices that ru
 
 from __future__ import annotations
 
-from covey_simulator.attacks.coalition import Coalition, unclipped
+from covey_simulator.attacks.coalition import Coalition
+from covey_simulator.attacks.rounds import round_class, unclipped
 from covey_simulator.attacks.success import attack_success
-from covey_simulator.attacks.trainer import PoisoningTrainer, UnclippedRound
+from covey_simulator.attacks.trainer import PoisoningTrainer
 from covey_simulator.attacks.view import Attacker, View
 from covey_simulator.attacks.zoo import attacker, make_attacker, malicious_devices
 
@@ -17,11 +18,11 @@ __all__ = [
     "Attacker",
     "Coalition",
     "PoisoningTrainer",
-    "UnclippedRound",
     "View",
     "attack_success",
     "attacker",
     "make_attacker",
     "malicious_devices",
+    "round_class",
     "unclipped",
 ]

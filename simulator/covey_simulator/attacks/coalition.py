@@ -18,6 +18,7 @@ from covey_agent.trainer import DivergedError, Trainer
 from covey_protocol.bundle import Float32
 from covey_protocol.errors import ConfigError
 from covey_protocol.ring import clip_norm
+from covey_simulator.attacks.rounds import unclipped
 from covey_simulator.attacks.success import attack_success
 from covey_simulator.attacks.view import View
 from covey_simulator.attacks.zoo import make_attacker
@@ -159,12 +160,3 @@ class _Lazily(Mapping[int, Float32]):
 
     def __len__(self) -> int:
         return len(self._devices)
-
-
-def unclipped(update: Float32, clip: float) -> tuple[Float32, float]:
-    """Return an update whose coordinates alone are bounded, and its norm.
-
-    Clipping is a device's own act, which nobody can see under a mask, so a poisoner leaves it out. What bounds it is
-    the ring: no coordinate can be larger than the clip, or the group's sum would give the attack away.
-    """
-    return np.clip(update, -clip, clip), float(np.linalg.norm(update))

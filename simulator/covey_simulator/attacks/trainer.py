@@ -5,18 +5,8 @@ from __future__ import annotations
 from covey_agent.data import Dataset
 from covey_agent.trainer import Cancel, Progress, Trainer, TrainResult
 from covey_protocol.bundle import Float32
-from covey_protocol.device_round import DeviceRound
 from covey_protocol.plan import Plan
-from covey_simulator.attacks.coalition import Coalition, unclipped
-
-
-class UnclippedRound(DeviceRound):
-    """A poisoner's round: an honest one but for the clip."""
-
-    def clip(self, update: Float32) -> tuple[Float32, float, float]:
-        """Return the update as it is, as far as the ring can hold it."""
-        bounded, norm = unclipped(update, self.opened.manifest.clip)
-        return bounded, 1.0, norm
+from covey_simulator.attacks.coalition import Coalition
 
 
 class PoisoningTrainer(Trainer):

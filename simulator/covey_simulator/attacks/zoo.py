@@ -11,6 +11,7 @@ from covey_simulator.attacks.crowd import ALittleIsEnough, InnerProduct, MinMax,
 from covey_simulator.attacks.labels import LabelFlip, TargetedLabelFlip
 from covey_simulator.attacks.perturbed import PerturbedInputs
 from covey_simulator.attacks.riders import FreeRider, NoiseRider, StaleRider
+from covey_simulator.attacks.rounds import ROUNDS
 from covey_simulator.attacks.simple import Gaussian, Honest, Scaling, SignFlip
 from covey_simulator.attacks.timing import OnOff, SlowPoison
 from covey_simulator.attacks.view import Attacker
@@ -41,12 +42,15 @@ AROUND: dict[AttackKind, Callable[[Attack, frozenset[int], Attacker], Attacker]]
     "clones": Clones,
     "sybil-wave": SybilWave,
 }
-assert PLAIN.keys() | AROUND.keys() == KINDS.keys()
-assert {kind for kind in KINDS if KINDS[kind].around} == AROUND.keys()
+assert PLAIN.keys() | AROUND.keys() | ROUNDS.keys() == KINDS.keys()
+assert {kind for kind in KINDS if KINDS[kind].around} == AROUND.keys() | ROUNDS.keys()
+assert {kind for kind in KINDS if KINDS[kind].protocol} == ROUNDS.keys()
 
 
 def attacker(attack: Attack, malicious: frozenset[int]) -> Attacker:
     """Return the mind behind some malicious devices."""
+    if attack.kind in ROUNDS:  # what it sends is the inner attack's; its own lies are in its rounds
+        return attacker(attack.for_inner(), malicious)
     if attack.kind in AROUND:
         return AROUND[attack.kind](attack, malicious, attacker(attack.for_inner(), malicious))
     return PLAIN[attack.kind](attack, malicious)
