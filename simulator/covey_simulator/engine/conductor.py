@@ -179,7 +179,7 @@ class Conductor:
         self._book(outcome, enrolled - self._judge.barred(), set(means), barred)
         ended = time.perf_counter()
         joined = sum(len(group.joined) for group in outcome.groups.values())
-        finished = sum(len(group.finishers) for group in outcome.groups.values() if not group.aborted)
+        delivered = sum(len(group.survivors) for group in outcome.groups.values())
         rejected = set(outcome.sketches) - self._accepted if self._accepted is not None else set[str]()
         record = RoundRecord(
             round=number,
@@ -194,7 +194,7 @@ class Conductor:
             attested=len(outcome.sketches),
             groups=len(means),
             groups_aborted=len(outcome.groups) - len(means),
-            dropped=joined - finished,
+            dropped=joined - delivered,
             seconds=ended - started,
             stage_seconds={
                 "training": trained - started,
@@ -218,9 +218,8 @@ class Conductor:
         groups = outcome.groups.values()
         joined = {name for group in groups for name in group.joined}
         answered = {name for group in groups for name in group.survivors}
-        refused = {
-            name for group in groups if not group.aborted for name in group.attested if name not in group.finishers
-        }
+        late = ("too-few-signed", "too-few-revealed")
+        refused = {name for group in groups if group.aborted in late for name in group.causers & {*group.attested}}
         spoilt = {name for group in groups if group.aborted == "bad-sum" for name in group.attested}
         return Heard(frozenset(answered), frozenset(joined - answered), frozenset(refused), frozenset(spoilt))
 
@@ -256,7 +255,11 @@ class Conductor:
 
     def _book(self, outcome: RoundOutcome, online: set[str], closed: set[str], barred: frozenset[str]) -> None:
         """Note who made groups abort and who finished, and whether groups are to be drawn anew."""
-        aborted = {name: group for name, group in outcome.groups.items() if name not in closed}
+        aborted = {
+            name: group
+            for name, group in outcome.groups.items()
+            if name not in closed and group.aborted != "too-few-accepted"  # what was refused is no offence of conduct
+        }
         known = {name: group.causers for name, group in aborted.items()}
         self._conduct.round_ended(
             known,

@@ -163,9 +163,8 @@ class _Group:
         """Fix A."""
         names = [name for name in self.outcome.attested if name in accepted]
         if len(names) < self._a_min:
-            silent = set(self.outcome.joined) - set(self.outcome.dealt)
-            silent |= set(self.outcome.survivors) - set(self.outcome.attested)
-            self._abort("too-few-accepted", f"{len(names)} members are accepted, a_min is {self._a_min}", silent)
+            reason = f"{len(names)} members are accepted, a_min is {self._a_min}"
+            self._abort("too-few-accepted", reason, set(self.outcome.survivors) - set(names))
             return
         self.outcome.summed = tuple(names)
 
@@ -178,7 +177,8 @@ class _Group:
         if self.over:
             self.outcome.summed = ()
             return
-        self.outcome.finishers = frozenset(self._senders(topics.UNMASK, self.outcome.dealt))
+        # As soon as t members have revealed their shares, nobody waits for the others.
+        self.outcome.finishers = frozenset(self._senders(topics.UNMASK, self.outcome.dealt)[: self._t])
         total = np.zeros(len(self._vectors[self.outcome.summed[0]]), np.uint16)
         for name in self.outcome.summed:
             total += self._vectors[name]
