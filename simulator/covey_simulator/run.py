@@ -94,6 +94,7 @@ def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kin
         no_attack=no_attack,
         seconds=time.perf_counter() - started,
         failures=failures,
+        attack_success=play.attack_success if play is not None else None,
     )
     write_report(report, out / REPORT)
     write_page(report, out / PAGE)

@@ -65,6 +65,7 @@ class Play:
         scores: Each device's score after every round, by name; None where it had none.
         opinions: What was thought of the devices in the end.
         expelled: Who was expelled after each round.
+        attack_success: How far the attack has reached its goal with the last model; None where it has none.
     """
 
     weights: Float32
@@ -73,6 +74,7 @@ class Play:
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     opinions: dict[str, Opinion] = field(default_factory=dict)
     expelled: list[frozenset[str]] = field(default_factory=list)
+    attack_success: float | None = None
 
 
 class Conductor:
@@ -126,6 +128,7 @@ class Conductor:
             if on_round is not None:
                 on_round(record)
         play.opinions = dict(self._judge.opinions())
+        play.attack_success = self._learners.success(play.weights, self._held_out)
         return play
 
     def _attempt(self, play: Play, number: int, attempt: int) -> RoundRecord:

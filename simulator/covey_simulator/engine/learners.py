@@ -80,6 +80,10 @@ class Learners:
             for index, work in works.items()
         }
 
+    def success(self, weights: Float32, held_out: Dataset) -> float | None:
+        """Return how far the attack has reached its goal with a model; None for attacks without such a goal."""
+        return self._coalition.success(weights, held_out) if self._coalition is not None else None
+
     def _train(self, number: int, weights: Float32, index: int) -> TrainResult | None:
         scenario = self.scenario
         seed = scenario.seed_for("training", number, index)
