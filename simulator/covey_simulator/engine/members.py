@@ -13,7 +13,7 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.masking import public_key
 from covey_protocol.policy import Policy
 from covey_protocol.roster import OpenRound, Trust
-from covey_simulator.attacks import UnclippedRound
+from covey_simulator.attacks.rounds import UnclippedRound
 from covey_simulator.engine.draws import Draws, Source
 from covey_simulator.scenario import Scenario
 
