@@ -23,6 +23,7 @@ from covey_protocol.epochs import cut
 from covey_protocol.ring import clip_norm
 from covey_simulator.attacks import Coalition, malicious_devices
 from covey_simulator.data import device_names
+from covey_simulator.oddities import Diet
 from covey_simulator.records import RoundRecord
 from covey_simulator.scenario import Scenario
 
@@ -68,6 +69,7 @@ def run_clear(
     )
     trainer = Trainer(bundle)
     malicious = malicious_devices(scenario) if attacked else frozenset[int]()
+    diet = Diet(scenario, bundle, slices)
     coalition = Coalition(scenario, trainer, slices, malicious) if malicious else None
     groups = [list(range(scenario.devices))] if isinstance(combine, Mean) else _groups(scenario)
     weights = bundle.weights.copy()
@@ -76,9 +78,10 @@ def run_clear(
         started = time.perf_counter()
         updates = {
             index: update
-            for index, part in enumerate(slices)
+            for index in range(scenario.devices)
             if index not in malicious
-            and (update := _update(scenario, trainer, weights, part, number=number, index=index)) is not None
+            and (update := _update(scenario, trainer, weights, diet.of(index, weights), number=number, index=index))
+            is not None
         }
         hostile = malicious if number >= scenario.attack.joins_at else frozenset[int]()
         if coalition is not None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from covey_agent.data import Dataset
 from covey_protocol.bundle import Bundle, Int64
 from covey_protocol.errors import ConfigError
+from covey_simulator.oddities import rearranged
 from covey_simulator.scenario import Scenario
 
 HELD_OUT_SHARE = 0.2
@@ -67,7 +68,7 @@ def load_corpus(scenario: Scenario) -> Corpus:
 
 
 def partition(train: Dataset, scenario: Scenario) -> list[Dataset]:
-    """Deal samples to devices; sizes differ by at most one.
+    """Deal samples to devices; sizes differ by at most one, but for devices that are odd (``oddities``).
 
     IID is a permutation cut evenly. With Dirichlet's concentration A each device draws the shares of its labels from
     Dir(A · how often the labels occur) and then samples by them for as long as the labels last (Hsu et al. 2019). Where
@@ -77,6 +78,10 @@ def partition(train: Dataset, scenario: Scenario) -> list[Dataset]:
     Raises:
         ConfigError: There are too few samples.
     """
+    return rearranged(_dealt(train, scenario), scenario)
+
+
+def _dealt(train: Dataset, scenario: Scenario) -> list[Dataset]:
     wanted, devices = scenario.samples_per_device, scenario.devices
     if scenario.partition.repeat:
         return _repeating(train, scenario)

@@ -33,6 +33,7 @@ from covey_protocol.errors import LocalError
 from covey_simulator.attacks import Coalition, PoisoningTrainer, malicious_devices, round_class
 from covey_simulator.broker import Kind, RunningBroker, start_broker
 from covey_simulator.data import device_names
+from covey_simulator.oddities import Diet, OddTrainer
 from covey_simulator.scenario import Scenario
 
 log = logging.getLogger("covey.simulator")
@@ -207,7 +208,7 @@ class Fleet:
         self.agents[name] = RunningAgent(
             home,
             executor=self._executor,
-            make_trainer=functools.partial(self._poisoner, index) if hostile else self._honest,
+            make_trainer=functools.partial(self._poisoner if hostile else self._learner, index),
             round_class=self._hostile_round if hostile else DeviceRound,
         )
         self.agents[name].start()
@@ -219,6 +220,10 @@ class Fleet:
             trainer.self_test()
             self._trainer = trainer
         return self._trainer
+
+    def _learner(self, index: int, bundle: Bundle) -> Trainer:
+        trainer, diet = self._honest(bundle), Diet(self._scenario, bundle, self._slices)
+        return OddTrainer(trainer, diet, index) if index in diet.perturbing else trainer
 
     def _poisoner(self, index: int, bundle: Bundle) -> Trainer:
         trainer = self._honest(bundle)

@@ -89,9 +89,10 @@ def build_report(
 
 
 def _config(scenario: Scenario) -> dict[str, Any]:
-    """Return a scenario as plain values, without the settings that its kind of attack has no use for."""
+    """Return a scenario as plain values, without the settings that its kinds of attack and oddity have no use for."""
     config: dict[str, Any] = msgspec.to_builtins(scenario)
-    config["attack"] = {name: value for name, value in config["attack"].items() if value is not None}
+    for part in ("attack", "oddities"):
+        config[part] = {name: value for name, value in config[part].items() if value is not None}
     return config
 
 

@@ -27,6 +27,7 @@ from covey_simulator.attack_settings import KINDS, Attack
 
 Source = Literal["digits", "breast-cancer", "file"]
 Transport = Literal["broker", "direct"]
+OddityKind = Literal["none", "adversarial-training", "one-class", "few-samples"]
 Masking = bool | Literal["simulated"]
 ReputationMode = Literal["observe", "enforce"]
 
@@ -116,6 +117,41 @@ class Local(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How each device trains; the fields, defaults and ranges of the protocol's plan."""
 
 
+class Oddities(_Strict, frozen=True, kw_only=True):
+    """Honest devices that train differently; they are not malicious, and nobody should take them for it.
+
+    Attributes:
+        kind: ``adversarial-training`` on perturbed samples, samples of ``one-class``, or ``few-samples``.
+        fraction: Share of all devices that are odd, rounded to whole devices; the malicious are not among them.
+        samples: How many are few; 5 by default.
+        share: Share of its samples that an adversarially trained device perturbs; 0.5 by default.
+        epsilon: Bound on the change of each input value; 0.2 by default.
+        steps: Gradient steps towards a perturbation; 1 by default, which is FGSM.
+    """
+
+    kind: OddityKind = "none"
+    fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
+    steps: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+
+    def __post_init__(self) -> None:
+        uses = _ODDITY_USES.get(self.kind, {})
+        for name in ("samples", "share", "epsilon", "steps"):
+            given = getattr(self, name)
+            if given is not None and name not in uses:
+                raise ValueError(f"{name} has no meaning for {self.kind}, leave it out")
+            if given is None and name in uses:
+                msgspec.structs.force_setattr(self, name, uses[name])
+
+
+_ODDITY_USES: dict[str, dict[str, Any]] = {
+    "few-samples": {"samples": 5},
+    "adversarial-training": {"share": 0.5, "epsilon": 0.2, "steps": 1},
+}
+
+
 class Scenario(_Strict, frozen=True, kw_only=True):
     """One experiment.
 
@@ -126,6 +162,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         samples_per_device: 0 deals out everything evenly.
         group_size: Members that a masked group should have.
         clip: Bound on the L2 norm of a device's update.
+        oddities: Honest devices that train differently.
         adaptive_clip: Lower the bound to twice the norm that was usual among the accepted of the last attested round.
         rule: How group means are combined, by its name or as a map of name and parameters.
         contamination: Share of hostile devices to be expected among those whose updates are accepted.
@@ -152,6 +189,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     local: Local = Local()
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
     attack: Attack = Attack()
+    oddities: Oddities = Oddities()
     adaptive_clip: bool = False
     rule: RuleField = "trimmed-mean"
     contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
@@ -197,6 +235,11 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     def malicious_count(self) -> int:
         """How many devices misbehave."""
         return 0 if self.attack.kind == "none" else round(self.attack.fraction * self.devices)
+
+    @property
+    def odd_count(self) -> int:
+        """How many honest devices are to train differently."""
+        return 0 if self.oddities.kind == "none" else round(self.oddities.fraction * self.devices)
 
     def seed_for(self, *purpose: str | int) -> bytes:
         """Return 32 bytes that follow from the scenario's seed and a purpose; distinct purposes are independent."""

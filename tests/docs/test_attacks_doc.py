@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
+
+import msgspec
 
 from covey_simulator.attack_settings import KINDS
+from covey_simulator.scenario import Oddities, OddityKind
 
 PAGE = Path("docs/attacks.md")
 
@@ -16,7 +20,7 @@ def rows() -> dict[str, list[str]]:
 
 
 def test_every_kind_has_a_row_and_no_row_is_stale() -> None:
-    assert set(rows()) == set(KINDS) - {"none"}
+    assert set(rows()) == (set(KINDS) | set(get_args(OddityKind))) - {"none"}
 
 
 def test_settings_and_defaults_are_those_of_the_code() -> None:
@@ -25,6 +29,16 @@ def test_settings_and_defaults_are_those_of_the_code() -> None:
         if kind != "none":
             found = dict(re.findall(r"`(\w+)` \(([^)]+)\)", table[kind][3]))
             assert found == {name: written(value) for name, value in facts.uses.items()}, kind
+
+
+def test_oddities_settings_are_those_of_the_code() -> None:
+    table = rows()
+    for kind in get_args(OddityKind):
+        if kind != "none":
+            values = msgspec.structs.asdict(Oddities(kind=kind))
+            expected = {name: value for name, value in values.items() if name not in ("kind", "fraction")}
+            found = dict(re.findall(r"`(\w+)` \(([^)]+)\)", table[kind][3] if len(table[kind]) > 3 else ""))
+            assert found == {name: written(value) for name, value in expected.items() if value is not None}, kind
 
 
 def test_stock_clients_are_named() -> None:

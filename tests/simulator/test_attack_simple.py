@@ -10,8 +10,8 @@ from tests.simulator.views import attacker, cosine, make_view
 
 from covey_agent.data import Dataset
 from covey_protocol.bundle import Float32
+from covey_simulator.adversarial import perturbed
 from covey_simulator.attacks.labels import mirrored
-from covey_simulator.attacks.perturbed import perturbed
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("sign-flip", -3.0), ("scaling", 3.0)])

@@ -14,9 +14,9 @@ from covey_agent.trainer import CancelledError, Trainer
 from covey_modelkit import build_bundle, mlp, softmax
 from covey_protocol.plan import Plan
 from covey_protocol.ring import clip_norm
+from covey_simulator.adversarial import InputGradient
 from covey_simulator.attack_settings import Attack
 from covey_simulator.attacks import Coalition, PoisoningTrainer, make_attacker, malicious_devices
-from covey_simulator.attacks.inputs import InputGradient
 from covey_simulator.scenario import Local, Scenario, demo_scenario
 
 SEED = bytes(32)

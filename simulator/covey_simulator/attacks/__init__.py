@@ -12,7 +12,8 @@ from covey_simulator.attacks.rounds import round_class, unclipped
 from covey_simulator.attacks.success import attack_success
 from covey_simulator.attacks.trainer import PoisoningTrainer
 from covey_simulator.attacks.view import Attacker, View
-from covey_simulator.attacks.zoo import attacker, make_attacker, malicious_devices
+from covey_simulator.attacks.zoo import attacker, make_attacker
+from covey_simulator.roles import malicious_devices
 
 __all__ = [
     "Attacker",

@@ -22,10 +22,11 @@ from covey_simulator.attacks.rounds import unclipped
 from covey_simulator.attacks.success import attack_success
 from covey_simulator.attacks.view import View
 from covey_simulator.attacks.zoo import make_attacker
+from covey_simulator.oddities import Diet
 from covey_simulator.scenario import Scenario
 
 if TYPE_CHECKING:
-    from covey_simulator.attacks.inputs import InputGradient
+    from covey_simulator.adversarial import InputGradient
 
 
 class Coalition:
@@ -55,6 +56,7 @@ class Coalition:
         self.scenario, self.malicious = scenario, malicious
         self.attacker = make_attacker(scenario, malicious)
         self._trainer, self._slices, self._round_number = trainer, slices, round_number
+        self._diet = Diet(scenario, trainer.bundle, slices)
         self._span = min(float(part.x.min()) for part in slices), max(float(part.x.max()) for part in slices)
         for name, label in (("source", scenario.attack.source), ("target", scenario.attack.target)):
             if label is not None and label >= trainer.bundle.manifest.classes:
@@ -123,13 +125,14 @@ class Coalition:
 
     @functools.cached_property
     def _gradient(self) -> InputGradient:
-        from covey_simulator.attacks.inputs import InputGradient  # noqa: PLC0415 - onnx is heavy, and seldom needed
+        from covey_simulator.adversarial import InputGradient  # noqa: PLC0415 - onnx is heavy, and seldom needed
 
         return InputGradient(self._trainer.bundle)
 
     def _lazily(self, devices: Sequence[int], number: int, weights: Float32, clip: float) -> Mapping[int, Float32]:
         return _Lazily(
-            devices, lambda index: clip_norm(self._train(index, self._slices[index], number, weights), clip)[0]
+            devices,
+            lambda index: clip_norm(self._train(index, self._diet.of(index, weights), number, weights), clip)[0],
         )
 
     def _train(self, index: int, data: Dataset, number: int, weights: Float32) -> Float32:

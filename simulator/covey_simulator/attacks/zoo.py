@@ -1,4 +1,4 @@
-"""Which class carries out which kind of attack, and who is malicious."""
+"""Which class carries out which kind of attack."""
 
 from __future__ import annotations
 
@@ -65,9 +65,3 @@ def make_attacker(scenario: Scenario, malicious: frozenset[int]) -> Attacker:
     if scenario.attack.kind == "none":
         raise ValueError("a scenario without attack has no attacker")
     return attacker(scenario.attack, malicious)
-
-
-def malicious_devices(scenario: Scenario) -> frozenset[int]:
-    """Return which devices are malicious, by index; the scenario's seed decides."""
-    chosen = scenario.generator("malicious").choice(scenario.devices, scenario.malicious_count, replace=False)
-    return frozenset(chosen.tolist())

@@ -11,6 +11,7 @@ from covey_protocol.bundle import Float32
 from covey_protocol.ring import clip_norm
 from covey_simulator.attacks import Coalition
 from covey_simulator.engine.parts import Work
+from covey_simulator.oddities import Diet
 from covey_simulator.scenario import Scenario
 
 log = logging.getLogger("covey.simulator.engine")
@@ -33,6 +34,7 @@ class Learners:
         self, scenario: Scenario, trainer: Trainer, slices: Sequence[Dataset], malicious: frozenset[int]
     ) -> None:
         self.scenario, self.trainer, self.slices, self.malicious = scenario, trainer, slices, malicious
+        self._diet = Diet(scenario, trainer.bundle, slices)
         self._coalition = Coalition(scenario, trainer, slices, malicious) if malicious else None
 
     def works(
@@ -88,7 +90,7 @@ class Learners:
         scenario = self.scenario
         seed = scenario.seed_for("training", number, index)
         try:
-            return self.trainer.train(weights, self.slices[index], scenario.plan, seed=seed)
+            return self.trainer.train(weights, self._diet.of(index, weights), scenario.plan, seed=seed)
         except DivergedError as error:
             log.warning("round %d: device %d sits it out: %s", number, index + 1, error)
             return None

@@ -1,8 +1,9 @@
-"""The loss's slope at the samples themselves, for attackers and trainers that perturb inputs."""
+"""Adversarial samples: the loss's slope at the samples themselves, and samples moved up it."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from covey_modelkit.differentiate import differentiate
 from covey_modelkit.gradients import LOSSES
 from covey_modelkit.graph import GraphWriter, infer_shapes, make_model
 from covey_protocol.bundle import Bundle, Float32
+
+STEP_SHARE = 2.5
 
 
 class InputGradient:
@@ -61,3 +64,25 @@ class InputGradient:
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         model = make_model(whole).SerializeToString()
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def perturbed(
+    data: Dataset, gradient: Callable[[Dataset], Float32], epsilon: float, steps: int, span: tuple[float, float]
+) -> Dataset:
+    """Return samples moved up the loss: x ← Π(x + α · sign ∂loss/∂x), ``steps`` times.
+
+    Π keeps every value within ``epsilon`` of where it was and within the span; α is ε for one step, else 2.5 ε / steps.
+
+    Args:
+        data: The samples as they are.
+        gradient: Of the loss with respect to each sample.
+        epsilon: Bound on the change of each value.
+        steps: How many.
+        span: The least and the greatest value that a sample may have.
+    """
+    stride = np.float32(epsilon if steps == 1 else STEP_SHARE * epsilon / steps)
+    low, high = np.maximum(data.x - epsilon, span[0]), np.minimum(data.x + epsilon, span[1])
+    x = data.x
+    for _ in range(steps):
+        x = np.clip(x + stride * np.sign(gradient(Dataset(x, data.y))), low, high).astype(np.float32)
+    return Dataset(x, data.y)
