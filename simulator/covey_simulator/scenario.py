@@ -268,9 +268,9 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
         "adaptive_clip needs attestation: without it norms are not known",
     ),
     (
-        lambda it: KINDS[it.attack.kind].protocol and (it.transport == "direct" or not it.masking),
+        lambda it: KINDS[it.attack.kind].protocol and not (it.masking and it.signatures),
         "attack.kind attestation-liar, share-poisoner, sketch-withholder and unmask-refuser break the protocol's "
-        "messages, which are sent with transport: broker alone",
+        "messages, which are not sent where masking or signatures are off",
     ),
     (
         lambda it: it.attack.kind in ("attestation-liar", "sketch-withholder") and it.attestation is False,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.protocol.rig import Entropy, Rig, make_chain, make_manifest, make_trust, signing_key
 
+from covey_agent.trainer import Trainer
 from covey_protocol import topics
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import RefusedError
 from covey_protocol.round_table import GroupStage
 from covey_protocol.sketch import SketchMatrix
 from covey_simulator.attack_settings import Attack
-from covey_simulator.attacks import round_class
+from covey_simulator.attacks import malicious_devices, round_class
+from covey_simulator.data import device_names, load_corpus, make_bundle, partition
+from covey_simulator.engine.conductor import Step
+from covey_simulator.engine.rehearse import rehearse
+from covey_simulator.scenario import parse_scenario
 
 K, DIMENSION = 8, 50
 LIAR, FRIEND = "pi-3", "pi-5"
@@ -134,6 +140,42 @@ def test_they_behave_until_their_round(kind: Any) -> None:
     assert set(rig.group.summed) == set(rig.names)
     assert len({name for way, name, sent, _ in rig.wire if (way, sent) == ("up", topics.UNMASK)}) == 7
     assert sums(rig) and not shifts(rig)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"kind": "sketch-withholder"},
+        {"kind": "unmask-refuser", "inner": "ipm"},
+        {"kind": "share-poisoner", "manner": "wrong-secret"},
+    ],
+    ids=lambda attack: str(attack["kind"]),
+)
+def test_rehearsed_fleets_have_them_too(attack: dict[str, Any]) -> None:
+    value = {
+        "name": "hostile",
+        "devices": 8,
+        "rounds": 1,
+        "samples_per_device": 10,
+        "group_size": 8,
+        "local": {"steps": 2},
+        "transport": "direct",
+        "attestation": {"sketch": K},
+        "attack": {**attack, "fraction": 0.125},
+    }
+    scenario = parse_scenario(value, origin="test", folder=Path())
+    corpus = load_corpus(scenario)
+    trainer, slices = Trainer(make_bundle(scenario, corpus)), partition(corpus.train, scenario)
+    steps: list[Step] = []
+    rehearse(scenario, trainer, slices, corpus.held_out, on_step=steps.append)
+    (hostile,) = (device_names(8)[index] for index in malicious_devices(scenario))
+    (group,) = steps[0].outcome.groups.values()
+    if attack["kind"] == "sketch-withholder":
+        assert group.owing == {hostile} and set(group.summed) == set(device_names(8)) - {hostile}
+    elif attack["kind"] == "unmask-refuser":
+        assert hostile in group.summed and hostile not in group.finishers
+    else:
+        assert group.aborted and group.causers == {hostile}
 
 
 def test_only_poisoners_of_updates_leave_out_the_clip() -> None:

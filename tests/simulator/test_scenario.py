@@ -79,7 +79,15 @@ def test_defaults_are_spelled_out() -> None:
         ({"attack": {"kind": "min-max", "deviation": "mean"}}, "attack.deviation"),
         ({"attack": {"kind": "model-replacement", "share": 0}}, "attack.share"),
         ({"attack": {"kind": "framing", "manner": "own"}}, "manner is own, must be copy or push for framing"),
-        ({"attack": {"kind": "unmask-refuser"}, "transport": "direct"}, "unmask-refuser break the protocol's messages"),
+        (
+            {
+                "attack": {"kind": "unmask-refuser"},
+                "transport": "direct",
+                "masking": "simulated",
+                "signatures": False,
+            },
+            "unmask-refuser break the protocol's messages",
+        ),
         ({"attack": {"kind": "unmask-refuser"}, "masking": False}, "unmask-refuser break the protocol's messages"),
         ({"attack": {"kind": "attestation-liar"}}, "attestation-liar and sketch-withholder need attestation"),
         ({"attack": {"kind": "unmask-refuser", "scale": 2}}, "for unmask-refuser with inner none"),

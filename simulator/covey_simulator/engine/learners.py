@@ -99,4 +99,4 @@ class Learners:
         data = self.slices[index]
         loss, accuracy = self.trainer.evaluate(weights, data)
         steps = self.scenario.plan.steps_for(len(data))
-        return Work(TrainResult(update, loss, accuracy, len(data), steps), clips=False)
+        return Work(TrainResult(update, loss, accuracy, len(data), steps), clips=self.scenario.attack.stock)

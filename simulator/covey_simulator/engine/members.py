@@ -13,7 +13,8 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.masking import public_key
 from covey_protocol.policy import Policy
 from covey_protocol.roster import OpenRound, Trust
-from covey_simulator.attacks.rounds import UnclippedRound
+from covey_simulator.attacks import malicious_devices, round_class
+from covey_simulator.data import device_names
 from covey_simulator.engine.draws import Draws, Source
 from covey_simulator.scenario import Scenario
 
@@ -35,6 +36,9 @@ class House:
         secret = scenario.seed_for("sealing key")
         self.sealing = (secret, public_key(secret))
         self.trust = self.new_trust()
+        names = device_names(scenario.devices)
+        self.malicious = frozenset(names[index] for index in malicious_devices(scenario))
+        self.hostile_round = round_class(scenario.attack, self.malicious)
 
     def new_trust(self, ledger: DeviceLedger | None = None) -> Trust:
         """Return what somebody knows who has just been enrolled."""
@@ -65,18 +69,18 @@ class Member:
         self.trust = house.new_trust(self.ledger)
         self.epochs = EpochMember(trust=self.trust, device=name, key=self.key, entropy=self.source)
         self.round: DeviceRound | None = None
+        self._rounds = house.hostile_round if name in house.malicious else DeviceRound
 
     @property
     def grouping(self) -> Grouping | None:
         """Its place in the epoch."""
         return self.epochs.grouping
 
-    def begin(self, opened: OpenRound, *, clips: bool) -> DeviceRound | None:
+    def begin(self, opened: OpenRound) -> DeviceRound | None:
         """Return its part in a round; None for a device that has no group in the epoch."""
         if self.grouping is None or self.grouping.epoch != opened.manifest.epoch:
             return None
-        make = DeviceRound if clips else UnclippedRound
-        self.round = make(
+        self.round = self._rounds(
             name=self.name,
             key=self.key,
             chain=self.chain,

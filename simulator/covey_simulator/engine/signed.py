@@ -188,7 +188,7 @@ class _Attempt:
                 continue
             member = self._fleet.member(name)
             opened: OpenRound = read_open(self._open, TASK, member.trust)
-            device = member.begin(opened, clips=self._order.works[name].clips)
+            device = member.begin(opened)
             if device is not None:
                 member.source.at(JOINING, self._order.round, self._order.attempt)
                 self._from_device(group, name, device.join())
