@@ -146,7 +146,7 @@ def test_they_behave_until_their_round(kind: Any) -> None:
     "attack",
     [
         {"kind": "sketch-withholder"},
-        {"kind": "unmask-refuser", "inner": "ipm"},
+        {"kind": "unmask-refuser"},
         {"kind": "share-poisoner", "manner": "wrong-secret"},
     ],
     ids=lambda attack: str(attack["kind"]),
