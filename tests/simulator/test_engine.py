@@ -20,7 +20,7 @@ from covey_simulator.data import device_names, load_corpus, make_bundle, partiti
 from covey_simulator.engine.attendance import Attendance
 from covey_simulator.engine.conductor import ATTEMPTS, Play, Step
 from covey_simulator.engine.draws import Draws
-from covey_simulator.engine.parts import GroupOutcome, Order, RoundOutcome, Rounds, Sketches, Work
+from covey_simulator.engine.parts import Accept, Finding, GroupOutcome, Order, RoundOutcome, Rounds, Work
 from covey_simulator.engine.plain import PlainRounds
 from covey_simulator.engine.rehearse import rehearse
 from covey_simulator.scenario import Scenario, parse_scenario
@@ -58,8 +58,8 @@ def work(seed: int) -> Work:
     return Work(TrainResult(update, 1.5, 0.5, 40, 5))
 
 
-def everybody(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
-    return frozenset(sketches)
+def everybody(finding: Finding) -> frozenset[str]:
+    return frozenset(finding.sketches)
 
 
 def attempt(
@@ -71,7 +71,7 @@ def attempt(
     lot: int = 1,
     watched: bool = True,
     barred: int = 0,
-    accept: Callable[[Sketches, frozenset[str]], frozenset[str]] = everybody,
+    accept: Accept = everybody,
 ) -> tuple[GroupOutcome, RoundOutcome, Order]:
     """Run one group of n: some absent, some barred (the last ones), some silent from a kind of message on."""
     names = device_names(n)
@@ -112,9 +112,9 @@ def test_sums_what_the_accepted_encode() -> None:
 def test_sketches_keep_lengths_in_the_updates_units() -> None:
     seen: dict[str, float] = {}
 
-    def look(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
-        seen.update({name: float(np.linalg.norm(sketch)) for name, sketch in sketches.items()})
-        return frozenset(sketches)
+    def look(finding: Finding) -> frozenset[str]:
+        seen.update({name: float(np.linalg.norm(sketch)) for name, sketch in finding.sketches.items()})
+        return frozenset(finding.sketches)
 
     _, _, order = attempt(sketch=64, accept=look)
     norms = [float(np.linalg.norm(order.works[name].result.update)) for name in seen]
@@ -141,8 +141,8 @@ def test_aborts_just_under_each_threshold(n: int) -> None:
 
 
 def test_a_set_under_a_min_is_not_summed() -> None:
-    def first(count: int) -> Callable[[Sketches, frozenset[str]], frozenset[str]]:
-        return lambda sketches, owing: frozenset(sorted(sketches)[:count])
+    def first(count: int) -> Accept:
+        return lambda finding: frozenset(sorted(finding.sketches)[:count])
 
     group, _, _ = attempt(10, accept=first(accepted_min(10)))
     assert not group.aborted and len(group.summed) == 6
@@ -154,8 +154,8 @@ def test_a_set_under_a_min_is_not_summed() -> None:
 def test_only_those_who_attest_are_accepted_and_the_others_owe() -> None:
     owed: set[str] = set()
 
-    def greedy(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
-        owed.update(owing)
+    def greedy(finding: Finding) -> frozenset[str]:
+        owed.update(finding.owing)
         return frozenset(device_names(10))
 
     group, _, _ = attempt(10, silent={topics.ATTEST: 2}, accept=greedy)
@@ -164,7 +164,7 @@ def test_only_those_who_attest_are_accepted_and_the_others_owe() -> None:
 
 
 def test_groups_that_the_lot_spares_accept_all() -> None:
-    def refuse(sketches: Sketches, owing: frozenset[str]) -> frozenset[str]:
+    def refuse(finding: Finding) -> frozenset[str]:
         raise AssertionError("nobody attests")
 
     group, outcome, _ = attempt(10, lot=1000, watched=False, accept=refuse)

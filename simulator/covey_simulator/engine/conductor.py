@@ -24,7 +24,7 @@ from covey_simulator.data import device_names
 from covey_simulator.engine.attendance import Attendance
 from covey_simulator.engine.judge import Heard, Judge, Opinion
 from covey_simulator.engine.learners import Learners
-from covey_simulator.engine.parts import Order, RoundOutcome, Rounds, Sketches
+from covey_simulator.engine.parts import Finding, Order, RoundOutcome, Rounds
 from covey_simulator.records import RoundRecord
 from covey_simulator.scenario import Scenario
 
@@ -33,6 +33,8 @@ log = logging.getLogger("covey.simulator.engine")
 ATTEMPTS = 10
 CLIP_NORMS = 2.0
 """An adaptive clip is so many times the norm that was usual among the accepted."""
+CLIP_SHRINKS = 0.5
+"""It does not shrink faster than this from round to round, so that a device that missed one can follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class Step:
         outcome: What the level made of it.
         accepted: Devices whose sketches were accepted; None where nobody attested.
         weights: The model after it.
-        barred: Who was kept out.
+        barred: Who was kept off the rosters.
+        expelled: Who was quarantined or banned before it.
     """
 
     record: RoundRecord
@@ -52,6 +55,7 @@ class Step:
     accepted: frozenset[str] | None
     weights: Float32
     barred: frozenset[str]
+    expelled: frozenset[str]
 
 
 @dataclass
@@ -110,6 +114,7 @@ class Conductor:
         self._groupings: Sequence[Grouping] = ()
         self._epoch = self._rounds_in_epoch = 0
         self._accepted: frozenset[str] | None = None
+        self._last_clip = scenario.clip
         attesting = scenario.attesting
         dimension = learners.trainer.bundle.dimension
         self._sketch = (attesting.sketch or default_k(dimension)) if attesting else 0
@@ -135,9 +140,10 @@ class Conductor:
         started = time.perf_counter()
         enrolled = {self.names[index] for index in self._attendance.enrolled(number)}
         self._judge.admit(sorted(enrolled))
-        barred = self._judge.barred()
+        out = self._judge.out()
         if not self._groupings or self._regrouping.reason:
-            self._regroup(enrolled - barred)
+            self._regroup(enrolled, out)
+        barred = self._judge.barred(self._groupings)
         clip = self._clip()
         grouped = {name for grouping in self._groupings for name, _ in grouping.members}
         present = [i for i in self._attendance.present(number) if self.names[i] in grouped - barred]
@@ -146,7 +152,7 @@ class Conductor:
             play.weights,
             present=present,
             clip=clip,
-            expelled=frozenset(self._index[name] for name in barred),
+            expelled=frozenset(self._index[name] for name in out),
         )
         trained = time.perf_counter()
         silent = self._attendance.silent_from(number, attempt)
@@ -179,11 +185,11 @@ class Conductor:
             play.weights = model.apply_delta(play.weights, dithered(play.weights, entropy))
         self._judge.settle(self._heard(outcome))
         loss, accuracy = self._learners.trainer.evaluate(play.weights, self._held_out) if means else (None, None)
-        self._book(outcome, enrolled - self._judge.barred(), set(means), barred)
+        self._book(outcome, enrolled - self._judge.out(), set(means))
         ended = time.perf_counter()
         joined = sum(len(group.joined) for group in outcome.groups.values())
         delivered = sum(len(group.survivors) for group in outcome.groups.values())
-        rejected = set(outcome.sketches) - self._accepted if self._accepted is not None else set[str]()
+        rejected = set(outcome.sketches) - self._accepted - out if self._accepted is not None else set[str]()
         record = RoundRecord(
             round=number,
             attempt=attempt,
@@ -194,7 +200,7 @@ class Conductor:
             accepted=sum(mean.count for mean in means.values()),
             rejected=len(rejected),
             honest_rejected=sum(self._index[name] not in self._learners.malicious for name in rejected),
-            attested=len(outcome.sketches),
+            attested=len(set(outcome.sketches) - out),
             groups=len(means),
             groups_aborted=len(outcome.groups) - len(means),
             dropped=joined - delivered,
@@ -206,16 +212,15 @@ class Conductor:
             },
         )
         if self._on_step is not None:
-            self._on_step(Step(record, outcome, self._accepted, play.weights, barred))
+            self._on_step(Step(record, outcome, self._accepted, play.weights, barred, out))
         return record
 
-    def _accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
-        self._accepted = self._judge.accept(sketches, silent)
+    def _accept(self, finding: Finding) -> frozenset[str]:
+        self._accepted = self._judge.accept(finding)
         return self._accepted
 
     def _contamination(self) -> float:
-        known = self._judge.contamination()
-        return self.scenario.contamination if known is None else known
+        return max(self.scenario.contamination, self._judge.contamination() or 0.0)
 
     def _heard(self, outcome: RoundOutcome) -> Heard:
         groups = outcome.groups.values()
@@ -224,7 +229,13 @@ class Conductor:
         late = ("too-few-signed", "too-few-revealed")
         refused = {name for group in groups if group.aborted in late for name in group.causers & {*group.attested}}
         spoilt = {name for group in groups if group.aborted == "bad-sum" for name in group.attested}
-        return Heard(frozenset(answered), frozenset(joined - answered), frozenset(refused), frozenset(spoilt))
+        return Heard(
+            answered=frozenset(answered),
+            silent=frozenset(joined - answered),
+            refused=frozenset(refused),
+            spoilt=frozenset(spoilt) | outcome.liars.keys(),
+            liars=outcome.liars,
+        )
 
     def _means(self, outcome: RoundOutcome) -> dict[str, GroupMean]:
         means = {}
@@ -240,14 +251,16 @@ class Conductor:
 
     def _clip(self) -> float:
         usual = self._judge.usual_norm() if self.scenario.adaptive_clip else None
-        return self.scenario.clip if usual is None else min(self.scenario.clip, CLIP_NORMS * usual)
+        if usual is None:
+            return self.scenario.clip
+        self._last_clip = min(self.scenario.clip, max(CLIP_NORMS * usual, CLIP_SHRINKS * self._last_clip))
+        return self._last_clip
 
-    def _regroup(self, there: set[str]) -> None:
-        self._conduct.sentence(there)
-        out = self._conduct.sitting_out()
-        listed = {name for name in there if name not in out}
-        if len(listed) < self._policy.list_min:
-            listed = there
+    def _regroup(self, enrolled: set[str], out: frozenset[str]) -> None:
+        self._conduct.sentence(enrolled)
+        listed = enrolled - out - self._conduct.sitting_out()
+        if len(listed) < self._policy.list_min:  # those who sit out are let in again, but nobody who poisons
+            listed = enrolled - out
         newcomers = self._judge.newcomers()
         self._epoch += 1
         self._groupings = self._rounds.open_epoch(self._epoch, {name: name in newcomers for name in sorted(listed)})
@@ -256,7 +269,7 @@ class Conductor:
         self._rounds_in_epoch = 0
         log.info("epoch %d: %d devices in %d groups", self._epoch, len(listed), len(self._groupings))
 
-    def _book(self, outcome: RoundOutcome, online: set[str], closed: set[str], barred: frozenset[str]) -> None:
+    def _book(self, outcome: RoundOutcome, online: set[str], closed: set[str]) -> None:
         """Note who made groups abort and who finished, and whether groups are to be drawn anew."""
         aborted = {
             name: group

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, Settings, State
-from covey_simulator.engine.parts import Sketches
+from covey_protocol.epochs import Grouping
+from covey_protocol.thresholds import accepted_min
+from covey_simulator.engine.parts import Finding
 from covey_simulator.scenario import Scenario
+
+SPARE = 0.2
+"""Of a group's members so many may be missing in a round."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,14 @@ class Heard:
         silent: Who joined and did not.
         refused: Who attested and then would not sign or unmask.
         spoilt: Who was in a group whose sum turned out to be false.
+        liars: Who is proven to have lied, and about what.
     """
 
     answered: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     spoilt: frozenset[str] = frozenset()
+    liars: Mapping[str, str] = field(default_factory=dict)
 
 
 class Judge(Protocol):
@@ -51,22 +58,17 @@ class Judge(Protocol):
     def admit(self, names: Collection[str]) -> None:
         """Take devices into the fleet; known ones stay as they are."""
 
-    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
-        """Judge an attested round; nothing is settled yet.
-
-        Args:
-            sketches: In the units of updates.
-            silent: Devices that sent a masked vector and no sketch.
-
-        Returns:
-            Who is accepted.
-        """
+    def accept(self, finding: Finding) -> frozenset[str]:
+        """Judge an attested round, and return who is accepted; nothing is settled yet."""
 
     def settle(self, heard: Heard) -> None:
         """Take a round into the books once it is over, attested or not."""
 
-    def barred(self) -> frozenset[str]:
-        """Return the devices that take part in no roster."""
+    def out(self) -> frozenset[str]:
+        """Return the devices that are quarantined or banned, and that no new list names."""
+
+    def barred(self, groupings: Sequence[Grouping]) -> frozenset[str]:
+        """Return the members of groups who have no place on a roster."""
 
     def newcomers(self) -> frozenset[str]:
         """Return the devices that are to be grouped by themselves."""
@@ -90,14 +92,18 @@ class NoJudge:
     def admit(self, names: Collection[str]) -> None:
         """Nothing is kept."""
 
-    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
-        """Accept all."""
-        return frozenset(sketches)
+    def accept(self, finding: Finding) -> frozenset[str]:
+        """Accept all but those who contradict others."""
+        return frozenset(finding.sketches) - finding.disputed
 
     def settle(self, heard: Heard) -> None:
         """Nothing is kept."""
 
-    def barred(self) -> frozenset[str]:
+    def out(self) -> frozenset[str]:
+        """Nobody."""
+        return frozenset()
+
+    def barred(self, groupings: Sequence[Grouping]) -> frozenset[str]:
         """Nobody."""
         return frozenset()
 
@@ -142,9 +148,11 @@ class RuleJudge:
             if name not in self.book:
                 self.book.admit(name)
 
-    def accept(self, sketches: Sketches, silent: frozenset[str]) -> frozenset[str]:
+    def accept(self, finding: Finding) -> frozenset[str]:
         """Judge an attested round."""
-        self._ruling = self.book.ruling(sketches, enforce=self._enforce, refused=silent)
+        self._ruling = self.book.ruling(
+            finding.sketches, enforce=self._enforce, disputed=finding.disputed, refused=finding.owing
+        )
         self._contamination = self._ruling.contamination
         return self._ruling.accepted
 
@@ -154,11 +162,25 @@ class RuleJudge:
             settled = self.book.settle(self._ruling, without=heard.spoilt, refused=heard.refused)
             self._norm = settled.reference_norm or self._norm
             self._ruling = None
+        for name, reason in heard.liars.items():
+            self.book.ban(name, reason)
         self.book.heard(heard.answered, heard.silent)
 
-    def barred(self) -> frozenset[str]:
-        """Return the quarantined and banned, if the rule acts."""
-        return frozenset(self.book.names(*OUT)) if self._enforce else frozenset()
+    def out(self) -> frozenset[str]:
+        """Return the quarantined and banned; only the latter if the rule does not act."""
+        return frozenset(self.book.names(*OUT) if self._enforce else self.book.names(State.BANNED))
+
+    def barred(self, groupings: Sequence[Grouping]) -> frozenset[str]:
+        """Return the banned, and the quarantined of groups that cannot afford members who are not summed.
+
+        Where a group can, they are scored on, so that they can come back.
+        """
+        out, banned, found = self.out(), set(self.book.names(State.BANNED)), set[str]()
+        for grouping in groupings:
+            names = {name for name, _ in grouping.members}
+            fit = len(names - out) - round(SPARE * len(names))
+            found |= names & (out if fit < accepted_min(len(names)) else banned)
+        return frozenset(found)
 
     def newcomers(self) -> frozenset[str]:
         """Return those on probation, once there is a fleet that is not."""

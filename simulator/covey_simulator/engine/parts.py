@@ -125,6 +125,7 @@ class RoundOutcome:
         seeds: ρ of each shard.
         scale: The round's ring.
         masked: Whether a device may have masked an update of this model, so that the model is spent.
+        liars: Who is proven to have lied about sketches, and about which.
     """
 
     scale: RingScale
@@ -132,10 +133,26 @@ class RoundOutcome:
     sketches: dict[str, Ring] = field(default_factory=dict)
     seeds: dict[str, bytes] = field(default_factory=dict)
     masked: bool = False
+    liars: dict[str, str] = field(default_factory=dict)
 
 
-Accept = Callable[[Sketches, frozenset[str]], frozenset[str]]
-"""From sketches in the units of updates, and who owes one, to the devices that are accepted."""
+@dataclass(frozen=True)
+class Finding:
+    """What attestation has shown in a round.
+
+    Attributes:
+        sketches: In the units of updates, by device.
+        owing: Who sent a masked vector and no sketch.
+        disputed: Who contradicts peers about masks, and has to go without proof of who lied.
+    """
+
+    sketches: Sketches
+    owing: frozenset[str] = frozenset()
+    disputed: frozenset[str] = frozenset()
+
+
+Accept = Callable[[Finding], frozenset[str]]
+"""From a round's finding to the devices that are accepted."""
 
 
 class Rounds(Protocol):
@@ -155,7 +172,7 @@ class Rounds(Protocol):
         Args:
             order: What is to be done.
             groupings: The epoch's groups.
-            barred: Devices whose joins are not taken: they are quarantined or sit out.
+            barred: Devices whose joins are not taken.
             accept: Is asked once, when all sketches are there; not in rounds in which nobody attests.
         """
 

@@ -21,7 +21,7 @@ from covey_protocol.ring import METRICS, RingScale
 from covey_protocol.sketch import SketchMatrix
 from covey_protocol.thresholds import ROSTER_MIN
 from covey_simulator.engine.draws import Draws
-from covey_simulator.engine.parts import Accept, GroupOutcome, Order, RoundOutcome, in_units, shard_of_group
+from covey_simulator.engine.parts import Accept, Finding, GroupOutcome, Order, RoundOutcome, in_units, shard_of_group
 
 
 class PlainRounds:
@@ -84,12 +84,12 @@ class PlainRounds:
             if shard not in outcome.seeds:
                 outcome.seeds[shard] = self._draws.shard_seed(shard, order.round, order.attempt)
             seed = outcome.seeds[shard]
-            if order.watched(group.outcome.joined) or attest_stage.drawn(seed, order.lot):
+            if order.watched([member for member, _ in group.grouping.members]) or attest_stage.drawn(seed, order.lot):
                 attesting.append(group)
                 outcome.sketches |= group.attest(seed)
         if attesting:
             owing = frozenset[str]().union(*(group.outcome.owing for group in attesting))
-            accepted = accept(in_units(outcome.sketches, outcome.scale), owing)
+            accepted = accept(Finding(in_units(outcome.sketches, outcome.scale), owing))
             for group in attesting:
                 group.accept(accepted)
 

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from covey_protocol import envelope, epochs, prg, topics
+from covey_protocol.attestation import smallest_cover
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Publish, Send
 from covey_protocol.envelope import Context
@@ -34,7 +35,7 @@ from covey_protocol.round_table import DeviceStage, GroupStage
 from covey_protocol.thresholds import ROSTER_MIN
 from covey_simulator.engine.draws import JOINING, OPENING, ROUNDING, Draws
 from covey_simulator.engine.members import FLEET, TASK, House, Member
-from covey_simulator.engine.parts import Accept, GroupOutcome, Order, RoundOutcome, in_units, shard_of_group
+from covey_simulator.engine.parts import Accept, Finding, GroupOutcome, Order, RoundOutcome, in_units, shard_of_group
 from covey_simulator.scenario import Scenario
 
 _WINDOW = 1.0
@@ -180,6 +181,7 @@ class _Attempt:
             self._attest(outcome, accept)
         for name, group in self._groups.items():
             outcome.groups[name] = self._finish(group)
+            outcome.liars |= group.liars
         return outcome
 
     def _join(self, group: GroupRound) -> None:
@@ -213,8 +215,7 @@ class _Attempt:
         for name, group in fixed.items():
             entries.setdefault(shard_of_group(name), []).append((name, group.entry))
         for name, group in fixed.items():
-            joined = [member.name for member in group.roster.members] if group.roster else []
-            watched = self._order.watched(joined)
+            watched = self._order.watched([member for member, _ in group.grouping.members])
             self._from_group(group, group.attest(entries[shard_of_group(name)], watched, self._now))
             self._pump()
             self._carry_on(group)
@@ -223,16 +224,17 @@ class _Attempt:
         attesting = [group for group in fixed.values() if group.stage is GroupStage.ATTESTING]
         if not attesting:
             return
-        owing = set[str]()
+        owing, disputed = set[str](), set[str]()
         for group in attesting:
             assert group.attestation is not None
             owing |= group.attestation.silent()
+            disputed |= smallest_cover(group.attestation.disputes())
             found = group.attestation.sketches(self._vectors.__getitem__)
             outcome.sketches |= {name: found[name] for name in group.survivors if name in found}
-        accepted = accept(in_units(outcome.sketches, outcome.scale), frozenset(owing))
+        finding = Finding(in_units(outcome.sketches, outcome.scale), frozenset(owing), frozenset(disputed))
+        accepted = accept(finding)
         for group in attesting:
-            names = [name for name in group.survivors if name in accepted and name in outcome.sketches]
-            self._from_group(group, group.accept(names, self._now))
+            self._from_group(group, group.accept([name for name in group.candidates() if name in accepted], self._now))
             self._pump()
             self._carry_on(group)
 
