@@ -23,7 +23,8 @@ from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
 from covey_protocol.sketch import K_MAX, K_MIN
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
-from covey_simulator.attack_settings import KINDS, Attack
+from covey_simulator.attack_kinds import KINDS
+from covey_simulator.attack_settings import Attack
 
 Source = Literal["digits", "breast-cancer", "file"]
 Transport = Literal["broker", "direct"]

@@ -8,7 +8,7 @@ from typing import get_args
 
 import msgspec
 
-from covey_simulator.attack_settings import KINDS
+from covey_simulator.attack_kinds import KINDS
 from covey_simulator.scenario import Oddities, OddityKind
 
 PAGE = Path("docs/attacks.md")

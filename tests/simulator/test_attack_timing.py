@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tests.simulator.views import attacker, cosine, make_view
 
-from covey_simulator.attack_settings import KINDS, Attack
+from covey_simulator.attack_kinds import KINDS
+from covey_simulator.attack_settings import Attack
 
 
 def test_on_off_alternates_from_its_start() -> None:

@@ -20,7 +20,8 @@ from covey_protocol.effects import Effect, Send
 from covey_protocol.messages import Attestation, Leaves, ReportHead, Shares
 from covey_protocol.payload import read
 from covey_protocol.sharing import Entry
-from covey_simulator.attack_settings import Attack, AttackKind
+from covey_simulator.attack_kinds import AttackKind
+from covey_simulator.attack_settings import Attack
 
 
 def unclipped(update: Float32, clip: float) -> tuple[Float32, float]:

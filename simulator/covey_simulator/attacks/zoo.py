@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from covey_simulator.attack_settings import KINDS, Attack, AttackKind
+from covey_simulator.attack_kinds import KINDS, AttackKind
+from covey_simulator.attack_settings import Attack
+from covey_simulator.attacks.aware import DecayRider, GateClosing, NormSkew
 from covey_simulator.attacks.backdoor import DistributedBackdoor, ModelReplacement
 from covey_simulator.attacks.copies import Clones, Framing, SybilWave
 from covey_simulator.attacks.crowd import ALittleIsEnough, InnerProduct, MinMax, MinSum
+from covey_simulator.attacks.disguised import HiddenBackdoor, RuleSearch
 from covey_simulator.attacks.labels import LabelFlip, TargetedLabelFlip
 from covey_simulator.attacks.perturbed import PerturbedInputs
 from covey_simulator.attacks.riders import FreeRider, NoiseRider, StaleRider
@@ -36,11 +39,16 @@ PLAIN: dict[AttackKind, type[Attacker]] = {
     "stale-rider": StaleRider,
     "slow-poison": SlowPoison,
     "framing": Framing,
+    "norm-skew": NormSkew,
+    "decay-rider": DecayRider,
+    "hidden-backdoor": HiddenBackdoor,
+    "rule-search": RuleSearch,
 }
 AROUND: dict[AttackKind, Callable[[Attack, frozenset[int], Attacker], Attacker]] = {
     "on-off": OnOff,
     "clones": Clones,
     "sybil-wave": SybilWave,
+    "gate-closing": GateClosing,
 }
 assert PLAIN.keys() | AROUND.keys() | ROUNDS.keys() == KINDS.keys()
 assert {kind for kind in KINDS if KINDS[kind].around} == AROUND.keys() | ROUNDS.keys()
