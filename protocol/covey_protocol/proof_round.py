@@ -1,8 +1,9 @@
 """The round that a proof is about, as far as the accused device has signed for it itself.
 
 Whatever a device signs in a round is signed over its roster's digest, and an honest device signs nothing over a roster
-that does not hold its own JOIN. So one of its later signatures vouches for the roster, the roster for all joins in it,
-and its join for the manifest, by digest: nothing here has to be believed because the aggregator says so.
+that does not hold its own JOIN, or that was made for another manifest than its own. So one of its later signatures
+vouches for the roster, and the roster for all joins in it and for the manifest, by digest: nothing here has to be
+believed because the aggregator says so.
 """
 
 from __future__ import annotations
@@ -123,8 +124,6 @@ def _check_join(
     join = read(Join, message.payload)
     who = identity.verify_chain(join.chain, operator_key=operator_key, fleet=fleet, device=name)
     envelope.verify(message, opened.context(fleet, topics.JOIN, name, grouping), who.key)
-    if join.manifest != opened.digest:
-        raise RefusedError(f"{name!r} joined a round with another manifest than the proof's", cause="proof-manifest")
     masking.check_public_key(join.mask_key, f"masking key of {name!r}")
     return Member(at, name, who.key, who.token, join)
 

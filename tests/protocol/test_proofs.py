@@ -242,6 +242,12 @@ def test_the_aggregator_with_every_secret_proves_nothing_of_honest_devices() -> 
             proof = group.prover().of_secret(name, summed, revealed)
             assert proof is not None
             fails(proof, "that it published")
+            made_up = {
+                receiver: Revealed({name: b"\1" + bytes(31)}, {name: b"\1" + bytes(31)}) for receiver in revealed
+            }
+            proof = group.prover().of_secret(name, summed, made_up)
+            assert proof is not None
+            fails(proof, "that .* committed to")
 
 
 def test_wrong_secrets_peers_and_reports_prove_nothing() -> None:
@@ -287,6 +293,15 @@ def test_a_dealer_in_league_with_the_aggregator_cannot_frame_who_complains_of_it
     group._shares[CHEAT] = honest
     unchanged = complaint_in(group.prover().of_complaint(ME, CHEAT, complaint, group.dealt, secret))
     fails(as_proof(rig, ME, msgspec.structs.replace(lie, dealt=unchanged.dealt)), "not those in the list D")
+
+
+def test_there_is_one_form_of_a_key() -> None:
+    """The lowest bits of an X25519 key do not count, so that a key has many forms; a proof has one."""
+    rig = false_complaint()
+    lie = complaint_in(rig.group.proofs[CHEAT])
+    other = bytes([lie.ephemeral[0] | 1, *lie.ephemeral[1:]])
+    assert masking.public_key(other) == masking.public_key(lie.ephemeral)
+    fails(as_proof(rig, CHEAT, msgspec.structs.replace(lie, ephemeral=other)), "clamped form")
 
 
 def complaint_in(proof: bytes) -> FalseComplaint:
