@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from covey_aggregator.cli_audit import alerts_command, audit
 from covey_aggregator.cli_device import device
 from covey_aggregator.cli_task import task
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, init_server, open_server
@@ -131,6 +132,8 @@ def events_command(home: Path, as_json: bool, after: int) -> None:
             click.echo(f"{number:>6}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {cause:<16} {text}")
 
 
+cli.add_command(alerts_command)
+cli.add_command(audit)
 cli.add_command(device)
 cli.add_command(task)
 # Commands of extras that may not be installed: the package, what it needs, and the command in it.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
+from covey_aggregator.chronicle import Chronicle
 from covey_aggregator.combine import Combined, GroupMean
 from covey_aggregator.evaluate import Evaluator
 from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
@@ -36,6 +37,7 @@ from covey_protocol.masking import public_key
 from covey_protocol.messages import Manifest
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
+from covey_protocol.proofs import verify
 from covey_protocol.recall import write_recall
 from covey_protocol.roster import OpenRound, Trust, manifest_digest
 from covey_protocol.round_table import GroupStage
@@ -62,6 +64,7 @@ TABLE = {
 
 _RECALL_SECONDS = 10.0  # a device is told how far it was at most so often
 _ROUNDS_IN_EPOCH = "rounds-in-epoch"
+_LOOK_BACK = 10  # rounds by which a model is seen to get worse
 
 
 class Coordinator:
@@ -91,6 +94,7 @@ class Coordinator:
         self._groupings = store.groupings()
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
         self._judgement = Judgement(store)
+        self.chronicle = Chronicle(store, home.settings.alerts, wall_clock)
         if not self._groupings:
             self._judgement.regrouping.ask("there are no groups yet")
         self._running: RunningTask | None = None
@@ -532,8 +536,27 @@ class Coordinator:
         self._last_arrival = now
         return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
 
+    def _keep_proofs(self, run: RoundRun) -> None:
+        """Keep proofs that members of this round's groups have lied, each checked as anybody else would check it."""
+        known = self._store.proofs()
+        for group in run.groups.values():
+            for name, proof in group.proofs.items():
+                if name in known:
+                    continue
+                try:
+                    verdict = verify(proof, operator_key=self._home.operator_key, fleet=self._home.fleet)
+                except PeerError as error:  # then nobody else would believe it either
+                    self._store.event("proof", f"the proof that {name} has lied does not hold: {error}")
+                    continue
+                self._store.put_proof(name, verdict.words, proof)
+                self.chronicle.banned(name, verdict.words, proof, task=verdict.task, round_=verdict.round)
+
     def _judge(self, run: RoundRun) -> None:
         assert self._running is not None
+        self._keep_proofs(run)
+        name = self._running.task.name
+        records = self._store.rounds(name, after=max(0, self._running.round - _LOOK_BACK))
+        self.chronicle.round_over(name, records)
         self._judgement.round_ended(
             run,
             self._running.task,

@@ -61,12 +61,42 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
 
 
+AlertKind = Literal[
+    "quarantined", "banned", "second-key", "flagged-round", "contamination", "sybil-wave", "accuracy-fell"
+]
+
+
+class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One receiver of alerts by HTTP; a URL with a token in it is better kept in a file."""
+
+    url: str = ""
+    url_file: str = ""
+    key_file: str = ""
+    ca_file: str = ""
+    kinds: list[AlertKind] = []
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+
+    def __repr__(self) -> str:
+        """Leave out the URL, which may hold a token."""
+        return f"WebhookSettings(kinds={self.kinds})"
+
+
+class AlertSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom alerts reach, and what is worth one."""
+
+    webhooks: list[WebhookSettings] = []
+    mqtt: bool = True
+    accuracy_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    joined_share: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``covey.yaml``."""
 
     fleet: str
     operator_home: str = ""
     broker: BrokerSettings = BrokerSettings()
+    alerts: AlertSettings = AlertSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -31,10 +31,11 @@ from covey_aggregator.round_run import RoundRun
 from covey_aggregator.standing import Standing, Word
 from covey_aggregator.store import Store
 from covey_aggregator.transfers import Downloads, Transfers
-from covey_protocol import topics
+from covey_aggregator.webhooks import Webhook, Webhooks
+from covey_protocol import messages, topics
 from covey_protocol.chunks import PIECE_BYTES, PIECE_OVERHEAD, Piece, is_piece, split
 from covey_protocol.effects import Deliver, Effect, Expect, Note, Publish
-from covey_protocol.envelope import Context, open_signed
+from covey_protocol.envelope import Context, open_signed, sign
 from covey_protocol.errors import (
     ConfigError,
     CoveyError,
@@ -45,8 +46,9 @@ from covey_protocol.errors import (
     StaleError,
 )
 from covey_protocol.group_round import GroupRound
+from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Want
-from covey_protocol.payload import read
+from covey_protocol.payload import read, write
 from covey_protocol.refusals import Refusals
 from covey_protocol.ring import RingScale
 
@@ -59,6 +61,8 @@ _POLL = 1.0
 _HAVE_SECONDS = 120
 _BLOB_SECONDS = 600  # for which the broker keeps pieces for those who are away; later they ask for what they need
 _SAMPLE = 200
+_ALERT_TEXT = 1000
+_MQTT = "mqtt"
 
 
 class Service:
@@ -91,6 +95,10 @@ class Service:
         broker = home.settings.broker
         own = [topics.up(home.fleet, "+", "#")]
         self.link = BrokerLink(broker, home.path, own, self.on_message, self._on_connect)
+        self._alerts = self.coordinator.chronicle.alerts
+        hooks = [Webhook(settings, home.path, home.fleet) for settings in home.settings.alerts.webhooks]
+        self._webhooks = Webhooks(hooks, self._alerts, wall_clock=wall_clock)
+        self._announced = self._alerts.heard(_MQTT)
         self._jobs = ThreadPoolExecutor(2, "covey-jobs")
         self._combining = False
         self._round: RoundRun | None = None  # the one that transfers belong to
@@ -126,6 +134,7 @@ class Service:
                 group.create_task(self.link.run(), name="covey-link")
                 group.create_task(self._tick(), name="covey-tick")
                 group.create_task(self._flushing(), name="covey-flush")
+                group.create_task(self._webhooks.run(), name="covey-webhooks")
         except BaseExceptionGroup as errors:
             for kind in (ConfigError, OSError, sqlite3.Error):
                 found: BaseException | None = errors.subgroup(kind)
@@ -153,6 +162,8 @@ class Service:
         except (CoveyError, ValueError) as error:
             level = self.refusals.note(error, topics.kind_of(topic))
             log.log(level, "refused on %s: %s", topic[:_SAMPLE], error)
+            if getattr(error, "cause", "") == "second-key":
+                self.coordinator.chronicle.second_key(topics.device_of(topic), str(error))
         if acknowledge is not None:
             self._unacknowledged.append(acknowledge)
         self._wake()
@@ -254,6 +265,7 @@ class Service:
     def _flush(self) -> None:
         """Commit, then act: publish, acknowledge, begin jobs."""
         self.coordinator.commit()
+        self._announce()
         effects, self._gathered = self._gathered, []
         for effect in effects:
             match effect:
@@ -269,6 +281,29 @@ class Service:
         for acknowledge in heard:
             acknowledge()
         self._start_jobs()
+
+    def _announce(self) -> None:
+        """Let alerts that are durable go out, to whoever listens for them."""
+        last = self._alerts.last()
+        self._webhooks.rung(last)
+        if last == self._announced:
+            return
+        if self._home.settings.alerts.mqtt:
+            for alert in self._alerts.after(self._announced):
+                log.warning("alert %d, %s: %s", alert.id, alert.kind, alert.text)
+                body = messages.Alert(
+                    number=alert.id,
+                    at=int(alert.at),
+                    alert=alert.kind,
+                    device=alert.device,
+                    text=alert.text[:_ALERT_TEXT],
+                    task=alert.task,
+                    round=alert.round,
+                )
+                context = Context(fleet=self._home.fleet, kind=topics.ALERT, sender=AGGREGATOR)
+                self._publish(topics.pub(self._home.fleet, topics.ALERT), sign(write(body), context, self._home.key))
+        self._announced = last
+        self._alerts.hear(_MQTT, last)
 
     @property
     def _piece_bytes(self) -> int:

@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from covey_aggregator.files import PRIVATE
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.task import Task
+from covey_protocol.digest import content_digest, short
 from covey_protocol.effects import Publish
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import ConfigError
@@ -54,6 +56,29 @@ CREATE TABLE tokens (token BLOB PRIMARY KEY, name TEXT NOT NULL, at REAL NOT NUL
 CREATE TABLE revocations (version INTEGER PRIMARY KEY, head BLOB NOT NULL, entries BLOB NOT NULL);
 CREATE TABLE revoked (token BLOB PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
 """
+_DESK = """
+CREATE TABLE proofs (device TEXT PRIMARY KEY, reason TEXT NOT NULL, proof BLOB NOT NULL, at REAL NOT NULL);
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, device TEXT NOT NULL, text TEXT NOT NULL,
+    data TEXT NOT NULL, digest BLOB NOT NULL
+);
+CREATE TABLE evidence (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, device TEXT NOT NULL, task TEXT NOT NULL,
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, accepted INTEGER NOT NULL, before TEXT NOT NULL,
+    after TEXT NOT NULL, event TEXT NOT NULL, evidence REAL NOT NULL, change REAL NOT NULL, score REAL NOT NULL,
+    parts TEXT NOT NULL
+);
+CREATE INDEX evidence_by_device ON evidence (device, id);
+CREATE TABLE orders (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, device TEXT NOT NULL, what TEXT NOT NULL,
+    reason TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0,
+    answer TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE alerts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL, device TEXT NOT NULL,
+    text TEXT NOT NULL, task TEXT NOT NULL, round INTEGER NOT NULL
+);
+"""
 # One text for every version of the schema: a file is brought up to date by those that it has not seen.
 _SCHEMAS = (
     _FIRST,
@@ -74,6 +99,7 @@ CREATE TABLE said (
     device TEXT NOT NULL, kind TEXT NOT NULL, data BLOB NOT NULL, bound BLOB NOT NULL, PRIMARY KEY (device, kind)
 );
 """,
+    _DESK,
 )
 
 
@@ -91,6 +117,21 @@ class DeviceRow:
     software: str
     holds: str
     seen: float
+
+
+@dataclass(frozen=True)
+class ProofRow:
+    """A proof that a device has lied."""
+
+    device: str
+    reason: str
+    proof: bytes
+    at: float
+
+    @property
+    def id(self) -> str:
+        """By what it is called: the first digits of its BLAKE2b-256 digest."""
+        return short(content_digest(self.proof))
 
 
 @dataclass(frozen=True)
@@ -183,6 +224,14 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return what a statement finds, for logs that have tables of their own."""
+        return self._do(statement, *values)
+
+    def change(self, statement: str, *values: object) -> None:
+        """Carry out a statement that changes such a table."""
+        self._change(statement, *values)
 
     def _do(self, statement: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock:
@@ -405,6 +454,20 @@ class Store:
     def keep(self, name: str, data: bytes) -> None:
         """Keep something in place of what was there."""
         self._change("INSERT OR REPLACE INTO memory VALUES (?, ?)", name, data)
+
+    # Proofs
+
+    def put_proof(self, device: str, reason: str, proof: bytes) -> None:
+        """Keep the first proof that a device has lied."""
+        self._change("INSERT OR IGNORE INTO proofs VALUES (?, ?, ?, ?)", device, reason, proof, time.time())
+
+    def proofs(self) -> dict[str, str]:
+        """Return who is proven to have lied, and in what."""
+        return {row.device: row.reason for row in self.kept_proofs()}
+
+    def kept_proofs(self) -> list[ProofRow]:
+        """Return all proofs in the order in which they came about."""
+        return [ProofRow(*row) for row in self._do("SELECT device, reason, proof, at FROM proofs ORDER BY at, device")]
 
     # Events
 

@@ -13,6 +13,7 @@ from covey_protocol import topics
 from covey_protocol.messages import (
     Abort,
     Accept,
+    Alert,
     Answer,
     Assent,
     Attest,
@@ -254,6 +255,7 @@ CATALOGUE = (
         ),
         retained=True,
     ),
+    Entry("pub", topics.ALERT, Alert, "Something that the operator should hear of; not for devices."),
     Entry("pub", topics.BLOB, None, "A bundle or model step for everybody, in pieces.", id="digest"),
 )
 

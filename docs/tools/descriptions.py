@@ -9,6 +9,17 @@ DESCRIPTIONS = {
         "Where `covey device add` and `revoke` look for the operator's home; a path, never a key."
     ),
     "ServerSettings.broker": "The MQTT broker.",
+    "ServerSettings.alerts": "Whom [alerts](operations.md#alerts) reach, and what is worth one.",
+    "AlertSettings.webhooks": "Receivers by HTTP, each a map of the fields [below](#webhooks).",
+    "AlertSettings.mqtt": "Whether alerts are published, signed, on `covey/v1/FLEET/pub/alert`.",
+    "AlertSettings.accuracy_drop": "How far accuracy must fall below the best of the last five rounds; 0 for never.",
+    "AlertSettings.joined_share": "What share of the fleet, and at least eight devices, must join between two rounds.",
+    "WebhookSettings.url": "`http://` or `https://`; a user name and password in it are sent as Basic authorisation.",
+    "WebhookSettings.url_file": "File with the URL in one line, relative to the home, in place of `url`.",
+    "WebhookSettings.key_file": "File with a key of 16 to 64 bytes in one line; requests are then signed with it.",
+    "WebhookSettings.ca_file": "PEM file of the CA, where the receiver's certificate is not signed by a public one.",
+    "WebhookSettings.kinds": "Only these kinds of alerts; empty for all.",
+    "WebhookSettings.timeout": "Seconds for one request.",
     "ServerSettings.log_level": "How much is logged.",
     # operator.yaml
     "OperatorSettings.fleet": "The fleet that this operator key is the root of.",

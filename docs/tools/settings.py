@@ -15,7 +15,7 @@ from msgspec import inspect
 from covey_agent import profile
 from covey_agent.config import AgentConfig
 from covey_agent.profile import FirmwareProfile
-from covey_aggregator.home import ServerSettings
+from covey_aggregator.home import ServerSettings, WebhookSettings
 from covey_aggregator.operator import OperatorSettings
 from covey_aggregator.rules import RULES
 from covey_aggregator.task import Task
@@ -31,6 +31,7 @@ FILES: dict[str, type[msgspec.Struct]] = {
     "agent.yaml": AgentConfig,
     "profile": FirmwareProfile,
     "TASK.yaml": Task,
+    "webhook": WebhookSettings,
 }
 # What a struct checks in code and not in a type.
 RANGES = {

@@ -365,6 +365,21 @@ class Close(Payload, frozen=True, kw_only=True):
     accuracy: float | None = None
 
 
+class Alert(Payload, frozen=True, kw_only=True):
+    """ALERT: something that the operator should hear of; ``number`` never repeats, ``at`` is in Unix seconds.
+
+    Devices have no use for it, and a broker with access rules keeps it from them.
+    """
+
+    number: Count
+    at: Count
+    alert: Annotated[str, msgspec.Meta(max_length=40)]
+    device: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    text: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    task: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    round: Count = 0
+
+
 class Want(Payload, frozen=True, kw_only=True):
     """WANT: a device asks for the pieces of a blob that it lacks.
 

@@ -55,6 +55,7 @@ ROSTER = "roster"
 ABORT = "abort"
 CLOSE = "close"
 REVOCATIONS = "revocations"
+ALERT = "alert"
 
 UP_KINDS = frozenset(
     {
@@ -67,6 +68,7 @@ PUB_KINDS = frozenset(
     {
         *(EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, ATTEST, ACCEPT, UNMASK, ABORT, CLOSE, BLOB),
         REVOCATIONS,
+        ALERT,
     }
 )
 
@@ -139,6 +141,14 @@ def parse(topic: str) -> Topic:
         raise MalformedError(f"topic {topic[:120]!r} has an unknown kind or name", cause="topic")
     identifier = parts["id"] if way == "pub" else parts["transfer"]
     return Topic(parts["fleet"], way, parts["device"] or "", kind, identifier or "")  # type: ignore[arg-type]
+
+
+def device_of(topic: str) -> str:
+    """Return the device that a topic belongs to, or nobody where it is none of ours."""
+    try:
+        return parse(topic).device
+    except MalformedError:
+        return ""
 
 
 def kind_of(topic: str) -> str:

@@ -199,7 +199,10 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(path: Path) -> Non
     assert (store.memory("conduct"), store.memory("nothing")) == (b"two", b"")
     store.close()
     with sqlite3.connect(path) as database:
-        for table in ("memory", "journal_head", "journal", "words", "tokens", "revocations", "revoked", "said"):
+        for table in (
+            *("memory", "journal_head", "journal", "words", "tokens", "revocations", "revoked", "said"),
+            *("proofs", "audit", "evidence", "orders", "alerts"),
+        ):
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version=1")
     for _ in range(2):

@@ -22,7 +22,7 @@ from covey_simulator.broker import RunningBroker, start_broker
 
 FOLDER = Path(__file__).parents[2] / "broker_config"
 BASE = "covey/v1/f"
-USERS = ["covey-aggregator", "alice", "bob"]
+USERS = ["covey-aggregator", "covey-alerts", "alice", "bob"]
 SECONDS = 20
 
 
@@ -113,7 +113,7 @@ def test_a_device_writes_only_below_its_own_up(enter: Callable[[str], Peer]) -> 
         f"{BASE}/dev/bob/up/join",
         f"{BASE}/dev/bob/down/roster",
         f"{BASE}/dev/alice/down/roster",
-        f"{BASE}/pub/round",
+        f"{BASE}/pub/open/t",
         "elsewhere",
         f"{BASE}/dev/alice/up/join",
     )
@@ -132,12 +132,26 @@ def test_a_device_reads_only_its_own_down_and_pub(enter: Callable[[str], Peer]) 
     aggregator = enter("covey-aggregator").hear(f"{BASE}/dev/+/up/#")
     bob.say(f"{BASE}/dev/bob/up/join")
     assert aggregator.next() == f"{BASE}/dev/bob/up/join", "it was there to be overheard"
-    aggregator.say(f"{BASE}/dev/bob/down/roster", f"{BASE}/pub/round", f"{BASE}/dev/alice/down/roster")
+    aggregator.say(f"{BASE}/dev/bob/down/roster", f"{BASE}/pub/open/t", f"{BASE}/dev/alice/down/roster")
     assert bob.next() == f"{BASE}/dev/bob/down/roster", "it was there to be overheard"
     heard = {alice.next()}
     while f"{BASE}/dev/alice/down/roster" not in heard:
         heard.add(alice.next())  # overlapping subscriptions may deliver one message more than once
-    assert heard == {f"{BASE}/pub/round", f"{BASE}/dev/alice/down/roster"}
+    assert heard == {f"{BASE}/pub/open/t", f"{BASE}/dev/alice/down/roster"}
+
+
+def test_alerts_are_for_those_who_listen_for_them_and_not_for_devices(enter: Callable[[str], Peer]) -> None:
+    alice = enter("alice").hear(f"{BASE}/pub/#", f"{BASE}/pub/alert", f"{BASE}/pub/+")
+    pager = enter("covey-alerts").hear(f"{BASE}/pub/alert", f"{BASE}/dev/#", f"{BASE}/pub/+/+")
+    enter("covey-aggregator").say(f"{BASE}/pub/alert", f"{BASE}/pub/revocations", f"{BASE}/pub/alert")
+    assert [pager.next(), pager.next()] == [f"{BASE}/pub/alert"] * 2
+    assert alice.next() == f"{BASE}/pub/revocations", "no alert came before"
+    pager.say(f"{BASE}/pub/alert")
+    enter("covey-aggregator").say(f"{BASE}/pub/open/t")
+    heard = {alice.next()}
+    while f"{BASE}/pub/open/t" not in heard:
+        heard.add(alice.next())
+    assert f"{BASE}/pub/alert" not in heard
 
 
 def test_retained_messages_of_others_stay_hidden(enter: Callable[[str], Peer]) -> None:

@@ -1,0 +1,204 @@
+"""The audit log: what was decided about devices and why, in a chain that shows later changes.
+
+Every entry holds a digest over itself and the digest of the one before it, so nobody can change, take out or slip in an
+entry without all later digests becoming others. Who has noted one digest (`covey audit verify` prints the newest) can
+hold the log against it; an exported log ends with a head that the aggregator has signed. Entries are written in the
+same transaction as what they speak of.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nacl.signing import SigningKey
+
+from covey_aggregator.store import Store
+from covey_protocol import cbor, envelope, identity
+from covey_protocol.digest import DIGEST_BYTES, digest, short
+from covey_protocol.envelope import Context
+from covey_protocol.errors import MalformedError, RefusedError
+from covey_protocol.identity import AGGREGATOR
+from covey_protocol.payload import Count, Digest, Payload, prepare, read, write
+
+FIRST = bytes(DIGEST_BYTES)
+"""What stands before the first entry."""
+_KIND = "audit-head"
+_KEPT = ("id", "at", "kind", "device", "text", "data")
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line: its number from 1, Unix seconds, a fixed word, the device it is about, words, particulars, digest."""
+
+    id: int
+    at: float
+    kind: str
+    device: str
+    text: str
+    data: Mapping[str, Any]
+    digest: bytes
+
+    def line(self) -> str:
+        """Return the entry as a line of an exported log."""
+        return _json({**{name: getattr(self, name) for name in _KEPT}, "digest": self.digest.hex()})
+
+
+class AuditHead(Payload, frozen=True, kw_only=True):
+    """What the aggregator signs below an exported log."""
+
+    entries: Count
+    digest: Digest
+
+
+class AuditLog:
+    """The log in the database.
+
+    Args:
+        store: Where it stands.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(self, store: Store, wall_clock: Callable[[], float] = time.time) -> None:
+        self._store, self._wall = store, wall_clock
+
+    def note(self, kind: str, device: str, text: str, **data: object) -> None:
+        """Add an entry.
+
+        Args:
+            kind: A fixed word to search for.
+            device: Whom it is about, or nobody.
+            text: In words.
+            data: Particulars that JSON can hold.
+        """
+        with self._store.together():
+            rows = self._store.rows("SELECT id, digest FROM audit ORDER BY id DESC LIMIT 1")
+            number, before = (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, FIRST)
+            entry = (number + 1, float(self._wall()), kind, device, text, _json(data))
+            self._store.change(
+                "INSERT INTO audit (id, at, kind, device, text, data, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *(*entry, _chained(before, entry)),
+            )
+
+    def entries(self, device: str = "") -> list[AuditEntry]:
+        """Return all entries, or those about one device, oldest first."""
+        rows = self._store.rows(
+            "SELECT id, at, kind, device, text, data, digest FROM audit WHERE ? IN ('', device) ORDER BY id", device
+        )
+        return [
+            AuditEntry(number, at, kind, about, text, json.loads(data), bytes(chained))
+            for number, at, kind, about, text, data, chained in rows
+        ]
+
+    def export(self, fleet: str, key: SigningKey) -> Iterable[str]:
+        """Yield the lines of an exported log: one an entry, and the signed head."""
+        last, count = FIRST, 0
+        for entry in self.entries():
+            last, count = entry.digest, count + 1
+            yield entry.line()
+        head = envelope.sign(write(AuditHead(entries=count, digest=last)), _context(fleet), key)
+        yield _json({"head": head.hex()})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A log that holds: how many entries, the newest digest, and whether the aggregator has signed it."""
+
+    entries: int
+    digest: bytes
+    signed: bool
+
+
+def check(entries: Iterable[AuditEntry], expected: str = "") -> Checked:
+    """Check a chain.
+
+    Args:
+        entries: All of them.
+        expected: First digits of a digest that was noted earlier and has to be in it, if any.
+
+    Raises:
+        RefusedError: It does not hold; the message names the first entry that does not fit.
+    """
+    last, count, found = FIRST, 0, not expected
+    for entry in entries:
+        values = (entry.id, entry.at, entry.kind, entry.device, entry.text, _json(entry.data))
+        if entry.id != count + 1:
+            raise RefusedError(f"entry {count + 1} of the audit log is missing", cause="audit")
+        if _chained(last, values) != entry.digest:
+            raise RefusedError(
+                f"entry {entry.id} of the audit log is not as it was written, or one before it", cause="audit"
+            )
+        last, count = entry.digest, entry.id
+        found = found or last.hex().startswith(expected.lower())
+    if not found:
+        raise RefusedError(f"no entry of the audit log has the digest {expected!r}: it was cut off, or made anew")
+    return Checked(count, last, False)
+
+
+def check_export(
+    lines: Iterable[str], *, fleet: str, operator_key: bytes, delegation: bytes, expected: str = ""
+) -> Checked:
+    """Check an exported log, its head included; arguments as ``check`` and ``identity.verify_delegation``.
+
+    Raises:
+        CoveyError: It does not hold, or is none; the message says where.
+    """
+    *body, head = [json_line(number, line) for number, line in enumerate(lines, 1) if line.strip()] or [{}]
+    checked = check([_entry(number, fields) for number, fields in enumerate(body, 1)], expected)
+    aggregator = identity.verify_delegation(delegation, operator_key=operator_key, fleet=fleet).aggregator_key
+    try:
+        signed = bytes.fromhex(head["head"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedError("the exported audit log has no head: its end is missing") from error
+    found = read(AuditHead, envelope.open_signed(signed, _context(fleet), aggregator))
+    if (found.entries, found.digest) != (checked.entries, checked.digest):
+        raise RefusedError(
+            f"the head speaks of {found.entries} entries up to {short(found.digest)}, and here are "
+            f"{checked.entries} up to {short(checked.digest)}",
+            cause="audit",
+        )
+    return Checked(checked.entries, checked.digest, True)
+
+
+def json_line(number: int, line: str) -> dict[str, Any]:
+    """Return one line of an exported log.
+
+    Raises:
+        MalformedError: It is none.
+    """
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise MalformedError(f"line {number} of the audit log is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise MalformedError(f"line {number} of the audit log is no entry")
+    return fields
+
+
+def _entry(number: int, fields: dict[str, Any]) -> AuditEntry:
+    try:
+        return AuditEntry(**{**fields, "digest": bytes.fromhex(fields["digest"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedError(f"entry {number} of the audit log lacks fields, or has strange ones") from error
+
+
+def _chained(before: bytes, entry: tuple[object, ...]) -> bytes:
+    try:
+        return digest(cbor.encode([before, *entry]), person=b"covey-audit")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MalformedError(f"an entry of the audit log cannot be read: {error}") from error
+
+
+def _json(value: object) -> str:
+    """One text for one value, so that a digest over it can be made again from what was exported."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _context(fleet: str) -> Context:
+    return Context(fleet=fleet, kind=_KIND, sender=AGGREGATOR)
+
+
+prepare(globals())
