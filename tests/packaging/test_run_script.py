@@ -11,7 +11,7 @@ import pytest
 from tests.packaging.layout import ROOT
 
 SCRIPT = ROOT / "run"
-COMMANDS = ("demo", "test", "lint", "bench", "help")
+COMMANDS = ("demo", "test", "lint", "bench", "evaluate", "help")
 
 
 def run(*arguments: str, script: Path = SCRIPT, path: str | None = None) -> subprocess.CompletedProcess[str]:
