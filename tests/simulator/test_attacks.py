@@ -12,6 +12,7 @@ import pytest
 from covey_agent.data import Dataset
 from covey_agent.trainer import CancelledError, Trainer
 from covey_modelkit import build_bundle, mlp, softmax
+from covey_protocol.errors import ConfigError
 from covey_protocol.plan import Plan
 from covey_protocol.ring import clip_norm
 from covey_simulator.adversarial import InputGradient
@@ -147,6 +148,15 @@ def test_a_training_that_diverges_counts_as_nothing_learnt(honest: Trainer, slic
     wild = Dataset(slices[0].x * np.float32(1e20), slices[0].y)
     coalition = Coalition(scenario, honest, [wild] * 6, HOSTILE)
     assert not coalition.update_of(2, honest.bundle.weights).any()
+
+
+@pytest.mark.parametrize(("kind", "field"), [("targeted-label-flip", "source"), ("model-replacement", "target")])
+def test_a_class_that_the_model_does_not_have_is_refused(
+    honest: Trainer, slices: list[Dataset], kind: str, field: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"attack\.{field} is 3, the model has classes 0 to 2"):
+        coalition_of(honest, slices, kind, **{field: 3})
+    coalition_of(honest, slices, kind, **{field: 2})
 
 
 def test_is_a_trainer_in_all_else(honest: Trainer, slices: list[Dataset]) -> None:

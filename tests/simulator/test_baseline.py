@@ -14,6 +14,7 @@ from covey_agent.trainer import Trainer
 from covey_protocol.bundle import Bundle
 from covey_protocol.errors import ConfigError
 from covey_protocol.ring import clip_norm
+from covey_simulator.attack_settings import Attack
 from covey_simulator.baseline import RoundRecord, run_clear
 from covey_simulator.data import Corpus, load_corpus, make_bundle, partition
 from covey_simulator.records import final_accuracy
@@ -88,6 +89,14 @@ def test_attackers_wait_for_their_round(corpus: Corpus, bundle: Bundle) -> None:
     attacked, calm = (losses(run(scenario, corpus, bundle, attacked=flag)) for flag in (True, False))
     assert attacked[:2] == calm[:2]
     assert attacked[2] != calm[2]
+
+
+def test_a_wave_is_not_there_before_it_joins(corpus: Corpus, bundle: Bundle) -> None:
+    wave = Attack(kind="sybil-wave", fraction=0.2, start_round=2)
+    scenario = msgspec.structs.replace(demo_scenario(rounds=2), attack=wave, transport="direct", masking="simulated")
+    before, after = run(scenario, corpus, bundle)
+    assert (before.participants, before.accepted, before.dropped) == (24, 24, 0)
+    assert (after.participants, after.accepted, after.dropped) == (30, 30, 0)
 
 
 def test_divergence_is_a_drop_out(corpus: Corpus, bundle: Bundle) -> None:

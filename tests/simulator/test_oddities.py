@@ -16,7 +16,7 @@ from covey_protocol.plan import Plan
 from covey_simulator.adversarial import InputGradient, perturbed
 from covey_simulator.baseline import run_clear
 from covey_simulator.data import partition
-from covey_simulator.oddities import Diet, OddTrainer
+from covey_simulator.oddities import Diet, OddTrainer, rearranged
 from covey_simulator.roles import malicious_devices, odd_devices
 from covey_simulator.scenario import Scenario, parse_scenario
 
@@ -63,6 +63,21 @@ def test_one_class_devices_trade_until_all_they_have_is_of_their_class(fraction:
     if fraction < 1:
         assert sorted(ids(slices)) == sorted(ids(before))
         assert all(np.array_equal(part.y, np.round(part.x[:, 0] * 200) % 4) for part in slices)
+
+
+def test_those_of_one_class_do_not_rob_each_other() -> None:
+    labels = [[0, 0, 0, 1], [0, 0, 2, 1], [0, 0, 1, 1], [2, 0, 2, 1]]
+    x = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
+    slices = [Dataset(x[index], np.array(labels[index])) for index in range(4)]
+    for seed in range(50):
+        what = scenario("one-class", 0.5, devices=4, seed=seed)
+        if odd_devices(what) == {0, 1}:
+            break
+    else:
+        pytest.fail("no seed makes the first two odd")
+    dealt = rearranged(slices, what)
+    assert [part.y.tolist() for part in dealt[:2]] == [[0] * 4] * 2
+    assert sorted(float(value) for part in dealt for value in part.x[:, 0]) == list(range(16))
 
 
 def test_few_samples() -> None:
