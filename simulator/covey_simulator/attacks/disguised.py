@@ -14,6 +14,7 @@ from covey_simulator.attacks.shadow import Shadow
 from covey_simulator.attacks.view import Attacker, View, unit
 
 RULINGS = 7
+FORESIGHT = 6  # rounds; after the two in which the rule counts no evidence, four of its memory
 MOST_OF_THEM = 0.9
 
 
@@ -46,8 +47,9 @@ class HiddenBackdoor(Attacker):
 class RuleSearch(Attacker):
     """(1 − a) · x − a · scale · (median norm) · ĥ with the largest a that the rule lets pass.
 
-    The attackers hold every candidate against their own copy of the server's book (``Shadow``): all but a tenth of them
-    must be accepted, with evidence under reach · (evidence that makes a suspect).
+    The attackers hold every candidate against their own copy of the server's book (``Shadow``), also for the rounds to
+    come, because the rule remembers: all but a tenth of them must be accepted each time, with evidence under
+    reach · (evidence that makes a suspect).
 
     Args:
         attack: What to do, and from which round on.
@@ -78,7 +80,10 @@ class RuleSearch(Attacker):
 
     def _passes(self, view: View, sent: dict[int, Float32]) -> bool:
         assert self.attack.reach is not None
-        ruling, limit = self._shadow.ask(view, sent), self.attack.reach * self._shadow.settings.suspect_at
-        verdicts = [ruling.verdicts[str(index)] for index in sent]
-        fine = sum(verdict.accepted and verdict.evidence <= limit for verdict in verdicts)
-        return fine >= MOST_OF_THEM * len(verdicts)
+        limit = self.attack.reach * self._shadow.settings.suspect_at
+        for ruling in self._shadow.foresee(view, sent, FORESIGHT):
+            verdicts = [ruling.verdicts[str(index)] for index in sent]
+            fine = sum(verdict.accepted and verdict.evidence <= limit for verdict in verdicts)
+            if fine < MOST_OF_THEM * len(verdicts):
+                return False
+        return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,22 @@ class Shadow:
                 self._book.admit(str(index))
 
     def ask(self, view: View, sent: Mapping[int, Float32]) -> Ruling:
-        """Return what the rule would say if the malicious devices sent these updates."""
+        """Return what the rule would say if the malicious devices sent these updates; the last answer is settled."""
+        self._ruling = self._book.ruling(self._sketches(view, sent, 0))
+        return self._ruling
+
+    def foresee(self, view: View, sent: Mapping[int, Float32], rounds: int) -> Iterator[Ruling]:
+        """Yield what it would say in this round and in the next, if everybody went on sending the same."""
+        future = Reputation(self.settings, self._book.encode())
+        for ahead in range(rounds):
+            yield (ruling := future.ruling(self._sketches(view, sent, ahead)))
+            future.settle(ruling)
+
+    def _sketches(self, view: View, sent: Mapping[int, Float32], ahead: int) -> dict[str, npt.NDArray[Any]]:
         updates = {**view.honest, **sent}
         names = sorted(updates)
-        sketches = sketched(np.stack([updates[index] for index in names]), np.random.default_rng(self._seed))
-        self._ruling = self._book.ruling({str(index): row for index, row in zip(names, sketches, strict=True)})
-        return self._ruling
+        rows = sketched(np.stack([updates[i] for i in names]), np.random.default_rng([self._seed, ahead]))
+        return {str(index): row for index, row in zip(names, rows, strict=True)}
 
 
 def sketched(rows: npt.NDArray[np.floating], rng: np.random.Generator) -> npt.NDArray[Any]:
