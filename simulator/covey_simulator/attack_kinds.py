@@ -103,7 +103,7 @@ KINDS: dict[AttackKind, Kind] = {
     "norm-skew": Kind("norm skew", {"scale": 0.15}),
     "gate-closing": Kind("gate closing", {"inner": "sign-flip", "on_rounds": 3}, around=True),
     "decay-rider": Kind("riding the decay", {"reach": 0.8}),
-    "hidden-backdoor": Kind("hidden backdoor", {"target": 0, "share": 0.5, "blend": 0.6}),
+    "hidden-backdoor": Kind("hidden backdoor", {"target": 0, "share": 0.5, "blend": 0.9}),
     "rule-search": Kind("search under the rule", {"scale": 1.0, "reach": 0.75}),
 }
 assert set(KINDS) == set(get_args(AttackKind))
