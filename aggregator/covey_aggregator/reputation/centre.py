@@ -28,7 +28,6 @@ class Centre:
         core: The members.
         agreement: q_i, the mean cosine with the core's other members.
         usual: q̄, the median of it in the core.
-        spread: (Q84 - q̄) / q̄ in the core, this round's.
         norm: What the core's norms look like.
         share: How much of the candidates the core is.
     """
@@ -36,7 +35,6 @@ class Centre:
     core: Mask
     agreement: Array
     usual: float
-    spread: float
     norm: NormReference
     share: float
 
@@ -63,9 +61,8 @@ def find(cosines: Array, logs: Array, candidates: Mask, weights: Array, *, known
         core = following
     agreement = _agreement(cosines, core)
     usual = max(float(np.median(agreement[core])), _LEAST_AGREEMENT)
-    spread = (float(np.quantile(agreement[core], 0.84)) - usual) / usual
     share = float(core.sum() / candidates.sum())
-    return Centre(core, agreement, usual, spread, norms.reference(logs[core]), share)
+    return Centre(core, agreement, usual, norms.reference(logs[core]), share)
 
 
 def _agreement(cosines: Array, core: Mask) -> Array:

@@ -1,53 +1,61 @@
-"""Clones and loners, by the likeness to the m-th nearest device.
+"""Clones, by the likeness to the m-th nearest device.
 
 Honest devices with data of their own are alike to a degree, and the degree varies little from device to device. Those
-who send copies of one update, jittered or not, stand out by being too much alike, in numbers; those who send noise by
-being like nobody.
+who send copies of one update, jittered or not, stand out by being too much alike, in numbers.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import Array, Mask
 
-_CLONE_WIDTH, _LONER_WIDTH = 0.05, 0.1
+_WIDTH = 0.05
+_HIGHEST = 0.985
+_LONER = 0.5
 
 
-@dataclass(frozen=True)
-class Likeness:
-    """How like its m-th nearest each device is, and what that says.
-
-    Attributes:
-        nearest: n_i, the m-th largest C_ij.
-        clone: 0 to 1.
-        loner: 0 to 1.
-    """
-
-    nearest: Array
-    clone: Array
-    loner: Array
+def neighbours(size: int, s: Settings) -> int:
+    """Return m for a round of so many devices."""
+    return min(max(s.fewest_neighbours, int(s.neighbour * size)), size - 1)
 
 
-def likeness(cosines: Array, measure: Mask, s: Settings) -> Likeness:
-    """Tell clones and loners.
+def nearest(cosines: Array, s: Settings) -> Array:
+    """Return n_i, the m-th largest C_ij of each device."""
+    place = len(cosines) - neighbours(len(cosines), s)
+    return np.asarray(np.partition(cosines, place, axis=1)[:, place])
+
+
+def clones(near: Array, measure: Mask, s: Settings) -> Array:
+    """Say how far each device is a clone, from 0 to 1.
 
     Args:
-        cosines: C.
+        near: n_i.
         measure: The devices that say what is usual.
         s: The rule's parameters.
     """
-    size = len(cosines)
-    m = min(max(s.fewest_neighbours, int(s.neighbour * size)), size - 1)
-    nearest = np.partition(cosines, size - m, axis=1)[:, size - m]
-    lonely = 0.5 * float(np.quantile(nearest[measure], 0.75))
-    usual = nearest[measure & (nearest > lonely)]
+    usual = near[measure & (near > _LONER * np.quantile(near[measure], 0.75))]  # who sends noise is no measure either
     if len(usual) == 0:
-        return Likeness(nearest, np.zeros(size), np.zeros(size))
+        return np.zeros(len(near))
     low, quarter = np.quantile(usual, [0.05, 0.25])  # clones sit on top: only the lower half says what is usual
-    limit = np.clip(quarter + s.clone_spread * (quarter - low) + 0.05, s.clone_floor, 0.985)
-    clone = np.clip((nearest - limit) / _CLONE_WIDTH, 0, 1) * (quarter < s.alike)
-    return Likeness(nearest, clone, np.clip((lonely - nearest) / _LONER_WIDTH, 0, 1))
+    if quarter >= s.alike:
+        return np.zeros(len(near))
+    limit = np.clip(quarter + s.clone_spread * (quarter - low) + _WIDTH, s.clone_floor, _HIGHEST)
+    return np.asarray(np.clip((near - limit) / _WIDTH, 0, 1))
+
+
+def clustering(cosines: Array, near: Array, members: Mask) -> float:
+    """Return how much more alike the members are to their nearest than to one another in general, from 0 to 1.
+
+    Args:
+        cosines: C.
+        near: n_i; their lower quarter counts, which clones do not reach.
+        members: Of whom it is asked.
+    """
+    count = int(members.sum())
+    if count < 2:
+        return 1.0
+    others = cosines[np.ix_(members, members)].sum(axis=1) / (count - 1)
+    general = min(max(float(np.median(others)), 0.0), 1 - 1e-9)
+    return min(max((float(np.quantile(near[members], 0.25)) - general) / (1 - general), 0.0), 1.0)

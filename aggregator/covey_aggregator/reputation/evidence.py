@@ -1,6 +1,6 @@
 """Evidence: what one round says of each device, in parts that can be shown.
 
-Positive counts against a device. Alignment, norm and isolation pass the gate; clones, absurd norms, disputes and
+Positive counts against a device. Alignment and norm pass the gate; clones, isolation, absurd norms, disputes and
 refusals count always.
 """
 
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from covey_aggregator.reputation.centre import Centre
-from covey_aggregator.reputation.clones import Likeness
 from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import Array, Mask
 
@@ -20,6 +18,7 @@ _NOTABLE_LOG = 0.25  # a norm within 28% of the usual one is nobody's fault, how
 _MOST_EXCESS = 3.0
 _BEST_ALIGNMENT = -1.5
 _SHUT = 0.1  # forgiven while the gate is shut
+_CLONE, _NOTHING, _HUGE = 1.5, 1.5, 2.0  # what these count at least, whatever else there is to say for the device
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +28,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
         alignment: Disagreement with the centre; negative where it agrees.
         norm: Updates larger than those of its like, or next to nothing.
         clones: Too much like others, in numbers.
-        isolation: Like nobody.
+        isolation: Like nobody, or no longer like its fellows.
         disputes: Contradicted by peers, with no proof who lied.
         refusals: Silent when it had to answer, more often than it is elsewhere.
     """
@@ -66,19 +65,13 @@ def largest_norm(buckets: int, s: Settings) -> float:
     return s.band * (1 + 1.5 / float(np.sqrt(buckets)))
 
 
-def disagreement(centre: Centre, spread: float, s: Settings) -> Array:
-    """Return z_i: how many of the fleet's spreads a device agrees less with the centre than is usual."""
-    width = float(np.clip(spread, 0.2, 1))
-    relative = 1 - np.clip(centre.agreement / centre.usual, -1.5, 2)
-    return np.asarray(relative / (width * max(1.0, width / s.spread_typical)))
-
-
 def weigh(
     *,
     z: Array,
     excess: Array,
     logs: Array,
-    likeness: Likeness,
+    clone: Array,
+    isolated: Array,
     relative_norms: Array,
     buckets: int,
     gate: float,
@@ -88,10 +81,11 @@ def weigh(
     """Add up what a round says.
 
     Args:
-        z: ``disagreement``.
+        z: Disagreement with the centre, in spreads.
         excess: Scales by which norms lie above the reference.
         logs: L_i.
-        likeness: Clones and loners.
+        clone: From 0 to 1.
+        isolated: From 0 to 1.
         relative_norms: This round's norms over the usual one.
         buckets: k.
         gate: κ.
@@ -100,19 +94,18 @@ def weigh(
     """
     alignment = np.maximum(z - s.alignment_from, _BEST_ALIGNMENT)
     norm = s.norm_weight * np.clip(excess - 1, 0, _MOST_EXCESS) * (logs > _NOTABLE_LOG)
-    isolation = s.isolation_weight * likeness.loner
-    soft = alignment + norm + isolation - s.drift
-    soft = np.where(soft > 0, gate * soft - _SHUT * (1 - gate), np.where(quarantined, gate * soft, soft))
-    clones = s.clone_weight * likeness.clone
-    change = soft + clones
-    change = np.where(likeness.clone >= 1, np.maximum(change, 1.5), change)
-    hard = np.where(relative_norms < s.smallest_norm, 1.5, 0.0)
-    hard = np.where(relative_norms > largest_norm(buckets, s), 2.0, hard)
-    absurd = hard > 0
+    gated = alignment + norm - s.drift
+    gated = np.where(gated > 0, gate * gated - _SHUT * (1 - gate), np.where(quarantined, gate * gated, gated))
+    clones, isolation = s.clone_weight * clone, s.isolation_weight * isolated
+    change = np.maximum(gated, -s.floor) + isolation + clones
+    hard = np.where(clone >= 1, _CLONE, 0.0)
+    hard = np.where(relative_norms < s.smallest_norm, _NOTHING, hard)
+    hard = np.where(relative_norms > largest_norm(buckets, s), _HUGE, hard)
+    absurd = np.where(clone >= 1, 0.0, hard)
     return Evidence(
-        change=np.where(absurd, np.maximum(change, hard), change),
+        change=np.where(hard > 0, np.maximum(change, hard), change),
         alignment=gate * alignment,
-        norm=np.where(absurd, np.maximum(hard, gate * norm), gate * norm),
+        norm=np.maximum(gate * norm, absurd),
         clones=clones,
-        isolation=gate * isolation,
+        isolation=isolation,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from covey_aggregator.reputation import moves, refusals, words
 from covey_aggregator.reputation.history import Cosines
-from covey_aggregator.reputation.judge import Judged, is_established, judge
+from covey_aggregator.reputation.judge import is_established, judge
 from covey_aggregator.reputation.record import Fleet, Record
 from covey_aggregator.reputation.ruling import Draft, Hearing, Ruling, Verdict
 from covey_aggregator.reputation.settings import Settings
@@ -23,6 +23,10 @@ _UNSUMMED = OUT | {State.SUSPECT}
 def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines: Cosines, s: Settings) -> Ruling:
     """Judge a round by the book as it stands, without changing it.
 
+    Too few sketches say nothing. Nor do those of newcomers among themselves, when an established fleet exists that is
+    not there to measure them by, as in a round without the lot of attestation: then newcomers are not summed, and
+    nobody grows older, better or worse by it.
+
     Args:
         hearing: What was seen in the round.
         records: All records.
@@ -32,22 +36,24 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
     """
     present = [name for name in sorted(hearing.names) if name in records and records[name].state is not State.BANNED]
     seen = [name for name in present if name in hearing.sketches and name not in hearing.disputed]
+    known = [records[name] for name in seen]
     judged, page, norms = None, None, np.zeros(0)
-    if len(seen) >= s.smallest:
+    measured = is_established(known, s) or not is_established([r for r in records.values() if r.state not in OUT], s)
+    if len(seen) >= s.smallest and measured:
         sketches = read(hearing.sketches, seen)
         page, norms = cosines.after(seen, sketches.directions), sketches.norms
-        judged = judge(sketches, page, [records[name] for name in seen], fleet, s)
+        judged = judge(sketches, page, known, fleet, s)
     after = {name: records[name] for name in present}
     if judged is not None:
-        after |= {name: _judged(records[name], judged, place) for place, name in enumerate(seen)}
         fleet = judged.fleet
+        after |= dict(zip(seen, judged.records, strict=True))
     after = {
         name: _answered(record, name in hearing.disputed, name in hearing.refused, s) for name, record in after.items()
     }
     events = moves.events(after, records, s)
     after = {name: _moved(name, record, events.get(name), fleet.rounds) for name, record in after.items()}
 
-    good = judged.summable if judged is not None else np.ones(len(seen), bool)
+    good = judged.summable if judged is not None else [measured or r.founder or r.state is State.TRUSTED for r in known]
     summable = {name for name, fine in zip(seen, good, strict=True) if fine and after[name].state not in _UNSUMMED}
     accepted = frozenset(summable if hearing.enforce else seen)
     sizes = [size for name, size in zip(seen, norms, strict=False) if name in accepted]
@@ -70,21 +76,9 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
         reference_norm=float(np.median(sizes)) if sizes else None,
         contamination=_contamination([after[name] for name in accepted], s),
         gate=judged.gate if judged is not None else 0.0,
-        established=is_established([records[name] for name in seen], s),
+        established=is_established(known, s),
         hearing=hearing,
         draft=Draft(records=after, fleet=fleet, page=page),
-    )
-
-
-def _judged(record: Record, judged: Judged, place: int) -> Record:
-    """Take what the sketches say into a record."""
-    return msgspec.structs.replace(
-        record,
-        evidence=record.evidence + float(judged.change[place]),
-        age=record.age + 1,
-        stay=record.stay + 1,
-        log_norm=float(judged.log_norms[place]),
-        parts=judged.parts[place],
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_aggregator.reputation.sketches import Array
+from covey_aggregator.reputation.sketches import Array, Mask
 
 _MOST = 255  # rounds counted; the correction for a young average is gone long before
 
@@ -55,11 +55,12 @@ class Cosines:
         averages, rounds = np.zeros((size, size), np.float32), np.zeros((size, size), np.uint8)
         averages[np.ix_(known, known)] = self._averages[np.ix_(slots, slots)]
         rounds[np.ix_(known, known)] = self._rounds[np.ix_(slots, slots)]
+        past = averages.copy()
         averages *= np.float32(self._memory)
         averages += ((1 - self._memory) * directions @ directions.T).astype(np.float32)
         np.fill_diagonal(averages, 0)
         rounds += rounds < _MOST
-        return Page(tuple(names), averages, rounds, self._memory)
+        return Page(tuple(names), past, averages, rounds, self._memory)
 
     def keep(self, page: Page) -> None:
         """Take a round into the averages."""
@@ -103,13 +104,21 @@ class Cosines:
 class Page:
     """The averages among the devices of one round."""
 
-    def __init__(self, names: tuple[str, ...], averages: Any, rounds: Any, memory: float) -> None:
+    def __init__(self, names: tuple[str, ...], past: Any, averages: Any, rounds: Any, memory: float) -> None:
         self.names = names
+        self.past: NDArray[np.float32] = past
         self.averages: NDArray[np.float32] = averages
         self.rounds: NDArray[np.uint8] = rounds
         self._memory = memory
 
     def cosines(self) -> Array:
         """Return C: the averages, corrected for their youth; a device's cosine with itself is left at zero."""
-        whole = 1 - self._memory ** np.maximum(self.rounds, 1)
-        return (self.averages / whole).astype(np.float64)
+        return (self.averages / self.weights()).astype(np.float64)
+
+    def met(self) -> Mask:
+        """Say who has met anybody of these before this round."""
+        return np.asarray((self.rounds > 1).any(axis=1))
+
+    def weights(self) -> Array:
+        """Return how much of each pair's average its rounds are: towards 1 for those that have met often."""
+        return np.asarray(1.0 - self._memory ** np.maximum(self.rounds, 1))

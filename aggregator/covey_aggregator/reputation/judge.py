@@ -1,14 +1,17 @@
-"""One attested round, from sketches to evidence and accepted devices: the rule's parts in their order."""
+"""One attested round, from sketches to evidence and summable updates: the rule's parts in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from covey_aggregator.reputation import centre, clones, evidence, gate, norms
+from covey_aggregator.reputation import alignment, centre, clones, evidence, fellows, gate, norms
+from covey_aggregator.reputation.alignment import Agreement
 from covey_aggregator.reputation.evidence import Parts
+from covey_aggregator.reputation.fellows import Fellowship
 from covey_aggregator.reputation.history import Page
 from covey_aggregator.reputation.record import Fleet, Record
 from covey_aggregator.reputation.settings import Settings
@@ -17,6 +20,7 @@ from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
 _FEWEST_CANDIDATES, _LEAST_CANDIDATES = 4, 0.2
 _OPPOSITION_COUNTS = 0.5  # the openness of the gate from which on opposing the centre keeps an update out
+_FELLOWS_COUNT = 2  # rounds of fellowship from which on opposing one's fellows does
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,14 @@ class Judged:
     """What a round says, in the order of its names.
 
     Attributes:
-        change: What it adds to the evidence, clipped.
-        parts: Where that comes from.
-        log_norms: The new averages, as kept.
+        records: The records with the round in them, before anybody moves.
         summable: Whose update may be summed as far as this round alone is concerned.
-        usual_norm: The median norm of those who are the measure.
         gate: κ.
         fleet: What the fleet remembers.
     """
 
-    change: Array
-    parts: tuple[Parts, ...]
-    log_norms: Array
+    records: tuple[Record, ...]
     summable: Mask
-    usual_norm: float
     gate: float
     fleet: Fleet
 
@@ -63,51 +61,82 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     usual = max(typical(sketches.norms[measure]), TINY * float(sketches.norms.max()), np.finfo(float).tiny)
     relative = sketches.norms / usual
     cosines = page.cosines()
-
     ages = np.array([record.age + 1 for record in records])
-    kept = s.memory * np.array([record.log_norm for record in records])
-    log_norms = kept + (1 - s.memory) * norms.logs(sketches.norms, usual)
+
+    log_norms = s.memory * np.array([record.log_norm for record in records])
+    log_norms += (1 - s.memory) * norms.logs(sketches.norms, usual)
     logs = log_norms / (1 - s.memory**ages)
 
-    like = clones.likeness(cosines, measure, s)
-    candidates = measure & (like.clone < 0.5) & (relative < s.band) & (relative > s.smallest_norm)
+    near = clones.nearest(cosines, s)
+    clone = clones.clones(near, measure, s)
+
+    found = fellows.cosines_with_fellows(page.past.astype(float), sketches.directions, measure, s)
+    fellowship = Fellowship(
+        np.array([record.fellowship for record in records]), np.array([record.tested for record in records])
+    )
+    fellowship = fellows.remembered(fellowship, found, page.met(), s)
+
+    candidates = measure & (clone < 0.5) & (relative < s.band) & (relative > s.smallest_norm)
     if candidates.sum() < max(_FEWEST_CANDIDATES, _LEAST_CANDIDATES * len(records)):
         candidates = weights > 0 if weights.any() else np.ones(len(records), bool)
     middle = centre.find(cosines, logs, candidates, weights, known=known, s=s)
+    agreement = alignment.remembered(
+        Agreement(np.array([r.agreement for r in records]), np.array([r.agreed for r in records])), middle, page
+    )
 
-    spread = middle.spread if fleet.rounds == 0 else s.memory * fleet.spread + (1 - s.memory) * middle.spread
-    peak = max(usual, fleet.peak) if fleet.rounds else usual
-    openness = gate.openness(usual / peak, middle.usual, middle.share, s)
-    found = evidence.weigh(
-        z=evidence.disagreement(middle, spread, s),
+    new_spread = alignment.spread(agreement, middle)
+    spread = s.memory * fleet.spread + (1 - s.memory) * new_spread if fleet.rounds else new_spread
+    peak = max(usual, fleet.peak)
+    openness = gate.openness(
+        norm_share=usual / peak,
+        agreement=middle.usual,
+        core_share=middle.share,
+        clustering=clones.clustering(cosines, near, weights > 0),
+        s=s,
+    )
+    weighed = evidence.weigh(
+        z=alignment.disagreement(agreement, spread, s),
         excess=middle.norm.excess(logs),
         logs=logs,
-        likeness=like,
+        clone=clone,
+        isolated=fellows.isolation(fellowship, measure, sketches.buckets, s),
         relative_norms=relative,
         buckets=sketches.buckets,
         gate=openness,
         quarantined=np.array([record.state in OUT for record in records]),
         s=s,
     )
-    summable = (like.clone < 1) & (relative > s.smallest_norm)
+    warm = fleet.rounds >= s.warm_up
+    change = np.clip(weighed.change, -s.floor, s.ceiling) if warm else np.zeros(len(records))
+
+    summable = (clone < 1) & (relative > s.smallest_norm)
     summable &= relative < evidence.largest_norm(sketches.buckets, s)
+    summable &= (found > s.opposed) | (fellowship.rounds < _FELLOWS_COUNT)
     if openness >= _OPPOSITION_COUNTS:
         summable &= _along(sketches.directions, middle.core) > s.opposed
     if known:
-        summable &= np.array([r.state not in NEWCOMERS or r.age + 1 > s.sit_out for r in records])
-    warm = fleet.rounds >= s.warm_up
-    return Judged(
-        change=np.clip(found.change, -s.floor, s.ceiling) if warm else np.zeros(len(records)),
-        parts=tuple(
-            Parts(alignment=float(a), norm=float(n), clones=float(c), isolation=float(i))
-            for a, n, c, i in zip(found.alignment, found.norm, found.clones, found.isolation, strict=True)
-        ),
-        log_norms=log_norms,
-        summable=summable,
-        usual_norm=usual,
-        gate=openness,
-        fleet=Fleet(rounds=fleet.rounds + 1, spread=spread, peak=peak),
+        summable &= np.array([r.founder or r.state not in NEWCOMERS or r.age >= s.sit_out for r in records])
+    written = tuple(
+        msgspec.structs.replace(
+            record,
+            evidence=record.evidence + float(change[i]),
+            age=record.age + 1,
+            stay=record.stay + 1,
+            log_norm=float(log_norms[i]),
+            fellowship=float(fellowship.total[i]),
+            tested=int(fellowship.rounds[i]),
+            agreement=float(agreement.total[i]),
+            agreed=float(agreement.weight[i]),
+            parts=Parts(
+                alignment=float(weighed.alignment[i]),
+                norm=float(weighed.norm[i]),
+                clones=float(weighed.clones[i]),
+                isolation=float(weighed.isolation[i]),
+            ),
+        )
+        for i, record in enumerate(records)
     )
+    return Judged(written, summable, openness, Fleet(rounds=fleet.rounds + 1, spread=spread, peak=peak))
 
 
 def _along(directions: Array, core: Mask) -> Array:

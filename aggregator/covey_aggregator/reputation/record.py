@@ -21,6 +21,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
         age: Attested rounds in which it was judged.
         stay: How many of them since it came into its state.
         log_norm: L_i before its youth is corrected: moving average of the logarithm of its relative norm.
+        fellowship: F_i, likewise: moving average of the cosine with its fellows.
+        tested: Rounds in it.
+        agreement: Weighted sum of its agreement with the centre over what is usual.
+        agreed: The weights' sum.
         founder: Joined before there was an established fleet.
         paroles: How often it was let out of quarantine and failed.
         held: Quarantined by the operator, and let out by nobody else.
@@ -37,6 +41,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     age: int = 0
     stay: int = 0
     log_norm: float = 0.0
+    fellowship: float = 0.0
+    tested: int = 0
+    agreement: float = 0.0
+    agreed: float = 0.0
     founder: bool = True
     paroles: int = 0
     held: bool = False

@@ -25,7 +25,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         probation_weight: Weight of a newcomer, once there is an established fleet.
         suspect_weight: Weight of a suspect.
         probation_share: Largest share of the total weight that all newcomers together hold.
-        neighbour: m, as a share of the round: closeness to the m-th nearest device tells clones and loners.
+        neighbour: m, as a share of the round: clones are told by their m-th nearest device, and m fellows are compared.
+        fellow_memory: λ of fellowship: longer, because one round's cosine with fellows says little.
+        fellow_share: Share of the usual fellowship under which a device is like nobody.
+        fellow_error: Standard errors that fellowship has to lie below that.
         fewest_neighbours: Smallest m.
         clone_floor: No pair less alike than this is taken for clones.
         clone_spread: How many times the lower half's spread above it clones begin.
@@ -38,7 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         spread_typical: Relative spread of agreement in an ordinary fleet; with a wider one disagreement weighs less.
         norm_weight: Evidence for every scale by which a device's norms lie above the reference.
         clone_weight: Evidence for being a clone.
-        isolation_weight: Evidence for being like nobody.
+        isolation_weight: Evidence for being like nobody, or no longer like one's fellows.
         drift: Evidence forgiven every attested round.
         floor: Most evidence that one round takes back.
         ceiling: Most evidence that one round adds.
@@ -46,9 +49,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         gate_norm_width: From there on it opens over this much.
         gate_agreement: Typical agreement at which the gate begins to open.
         gate_agreement_width: From there on it opens over this much.
-        opposed: Cosine with the centre under which an update is not summed, whatever its sender's record.
+        gate_clusters: Clustering of the fleet at which the gate is shut.
+        gate_clusters_width: It shuts over this much below.
+        opposed: Cosine with the centre or with its fellows under which an update is not summed, whatever its sender's
+            record.
         warm_up: Attested rounds of the fleet before evidence counts.
-        sit_out: Attested rounds that newcomers to an established fleet are watched before they are summed.
+        sit_out: Attested rounds that newcomers to an established fleet are watched before they are summed; those who
+            were there before it are spared.
         probation: Attested rounds before a device can be trusted.
         suspect_at: Evidence that makes a suspect.
         quarantine_at: Evidence that quarantines.
@@ -71,7 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     probation_share: _Share = 0.2
     neighbour: _Share = 0.05
     fewest_neighbours: _Count = 3
-    clone_floor: _Share = 0.75
+    fellow_memory: _Share = 0.85
+    fellow_share: _Share = 0.5
+    fellow_error: float = 1.25
+    clone_floor: _Share = 0.85
     clone_spread: _Positive = 3.5
     alike: _Share = 0.95
     agreement: _Share = 0.25
@@ -90,6 +100,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gate_norm_width: _Positive = 0.15
     gate_agreement: _Share = 0.11
     gate_agreement_width: _Positive = 0.07
+    gate_clusters: _Positive = 0.85
+    gate_clusters_width: _Positive = 0.15
     opposed: float = -0.4
     warm_up: _Count = 2
     sit_out: _Count = 3

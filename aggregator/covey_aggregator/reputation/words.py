@@ -10,7 +10,7 @@ _AGAINST = {
     "alignment": "its updates point away from what the others learn",
     "norm": "its updates are of an unusual size",
     "clones": "its updates are copies of other devices'",
-    "isolation": "its updates are like nobody's",
+    "isolation": "its updates are like nobody's, or no longer like those of its fellows",
     "disputes": "its peers contradict what it reported",
     "refusals": "it falls silent where it owes an answer, more often than elsewhere",
 }

@@ -1,0 +1,60 @@
+"""Alignment: how much less than is usual a device agrees with the centre, in the fleet's own spreads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from covey_aggregator.reputation.centre import Centre
+from covey_aggregator.reputation.history import Page
+from covey_aggregator.reputation.settings import Settings
+from covey_aggregator.reputation.sketches import Array
+
+_MOST = 3.0
+_WORST, _BEST = -1.5, 2.0
+
+
+class Agreement(NamedTuple):
+    """Each device's agreement with the centre over what is usual, remembered.
+
+    Attributes:
+        total: Weighted sum over rounds.
+        weight: The weights' sum; total over weight is the ratio.
+    """
+
+    total: Array
+    weight: Array
+
+    def ratio(self) -> Array:
+        """Return q_i / q̄, averaged."""
+        return self.total / self.weight
+
+
+def remembered(before: Agreement, centre: Centre, page: Page) -> Agreement:
+    """Take a round's agreement in, as far as the pairs' averages do not remember for themselves.
+
+    Where everybody attests in every round the averages of pairs are long enough, and what was before hardly counts.
+    Where few do, two devices seldom meet, their average is one round's noise, and each device's own average over rounds
+    takes its place.
+
+    Args:
+        before: Up to the last round.
+        centre: This round's.
+        page: Tells how often pairs have met.
+    """
+    rate = page.weights() @ centre.core / max(int(centre.core.sum()), 1)
+    new = np.clip(centre.agreement / centre.usual, -_MOST, _MOST)
+    return Agreement((1 - rate) * before.total + rate * new, (1 - rate) * before.weight + rate)
+
+
+def spread(agreement: Agreement, centre: Centre) -> float:
+    """Return how widely honest devices agree, from the upper half of the core: no attacker is found up there."""
+    return float(np.quantile(agreement.ratio()[centre.core], 0.84)) - 1
+
+
+def disagreement(agreement: Agreement, spread: float, s: Settings) -> Array:
+    """Return z_i: how many of the fleet's spreads a device agrees less with the centre than is usual."""
+    width = float(np.clip(spread, 0.2, 1))
+    below = 1 - np.clip(agreement.ratio(), _WORST, _BEST)
+    return np.asarray(below / (width * max(1.0, width / s.spread_typical)))
