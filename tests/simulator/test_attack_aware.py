@@ -148,6 +148,29 @@ def test_a_shadow_takes_each_round_once() -> None:
     assert shadow._book.rounds == 2
 
 
+def test_a_shadow_foresees_rounds_without_writing_them() -> None:
+    shadow, view = Shadow(), wide()
+    shadow.open(view)
+    copies = dict.fromkeys(view.own, np.ones(WIDE, np.float32))
+    rulings = list(shadow.foresee(view, copies, 4))
+    assert [ruling.round for ruling in rulings] == [1, 2, 3, 4]
+    evidence = [ruling.verdicts[str(min(view.own))].evidence for ruling in rulings]
+    assert evidence[:2] == [0, 0] and 0 < evidence[2] < evidence[3]  # the rule warms up, and then clones are clones
+    assert shadow._book.rounds == 0
+
+
+def test_rule_search_is_not_taken_in_by_a_rule_that_warms_up() -> None:
+    hunter, view = mind("rule-search"), wide()
+    hunter._shadow.open(view)
+    usual = np.median(norms(view.honest.values()))
+    noise = {index: view.rng.standard_normal(WIDE) for index in view.own}
+    sent = {index: (usual * row / np.linalg.norm(row)).astype(np.float32) for index, row in noise.items()}
+    verdicts = hunter._shadow.ask(view, sent).verdicts
+    assert all(verdicts[str(index)].accepted and not verdicts[str(index)].evidence for index in sent)
+    assert not hunter._passes(view, sent)
+    assert hunter._passes(view, dict(view.own))
+
+
 def test_sketches_are_linear_and_keep_lengths() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((50, WIDE))
