@@ -274,6 +274,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
         "messages, which are not sent where masking or signatures are off",
     ),
     (
+        lambda it: it.attack.kind == "attestation-liar" and it.masking == "simulated",
+        "attack.kind attestation-liar lies about masks, which masking: simulated leaves out",
+    ),
+    (
         lambda it: it.attack.kind in ("attestation-liar", "sketch-withholder") and it.attestation is False,
         "attack.kind attestation-liar and sketch-withholder need attestation",
     ),

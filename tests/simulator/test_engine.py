@@ -20,6 +20,7 @@ from covey_simulator.data import device_names, load_corpus, make_bundle, partiti
 from covey_simulator.engine.attendance import Attendance
 from covey_simulator.engine.conductor import ATTEMPTS, Play, Step
 from covey_simulator.engine.draws import Draws
+from covey_simulator.engine.judge import RuleJudge
 from covey_simulator.engine.parts import Accept, Finding, GroupOutcome, Order, RoundOutcome, Rounds, Work
 from covey_simulator.engine.plain import PlainRounds
 from covey_simulator.engine.rehearse import rehearse
@@ -270,3 +271,46 @@ def test_slices_may_repeat_samples() -> None:
     assert len({int(part.y[0]) for part in parts}) == 10
     even = scenario(partition={"repeat": True})
     assert all(isinstance(part, Dataset) and len(part) == 20 for part in partition(corpus.train, even))
+
+
+def test_the_quarantined_are_scored_on_while_their_group_can_afford_it() -> None:
+    judge = RuleJudge()
+    names = device_names(20)
+    judge.admit(names)
+    small, large = (
+        Grouping(1, f"1-s-{at}", tuple((name, b"") for name in names[10 * at : 10 * at + 10])) for at in (0, 1)
+    )
+    for name in (*names[:3], *names[10:12]):
+        judge.book.quarantine(name, "test")
+    judge.book.ban(names[19], "test")
+    assert judge.out() == {*names[:3], *names[10:12], names[19]}
+    # Ten members need six in a sum, and two in ten may be missing: at most two that are not summed.
+    assert judge.barred([small, large]) == {*names[:3], *names[10:12], names[19]}
+    judge.book.release(names[10], "test")
+    judge.book.release(names[2], "test")
+    assert judge.barred([small, large]) == {names[19]}
+    assert RuleJudge(enforce=False).barred([small, large]) == frozenset()
+
+
+def test_nobody_is_a_newcomer_to_a_new_fleet() -> None:
+    judge = RuleJudge()
+    judge.admit(device_names(8))
+    assert not judge.newcomers() and not judge.trusts(device_names(8))
+
+
+def test_proven_liars_are_banned() -> None:
+    steps: list[Step] = []
+    what = scenario(
+        devices=16,
+        rounds=3,
+        signatures=True,
+        masking=True,
+        reputation="observe",  # a rule that acts refuses such a sketch, and the mask of who is refused stays hidden
+        attack={"kind": "attestation-liar", "manner": "own", "fraction": 0.0625},
+    )
+    play = played(what, steps.append)
+    names = device_names(16)
+    (liar,) = (names[index] for index in malicious_devices(what))
+    assert steps[0].outcome.liars.keys() == {liar}
+    assert play.opinions[liar].state == "banned" and play.quarantined_at == {liar: 1}
+    assert all(liar not in group.joined for step in steps[1:] for group in step.outcome.groups.values())

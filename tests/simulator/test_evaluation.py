@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from covey_protocol.errors import ConfigError
+from covey_protocol.ring import RingScale
+from covey_simulator.data import device_names
+from covey_simulator.engine.conductor import Step
+from covey_simulator.engine.parts import GroupOutcome, RoundOutcome
 from covey_simulator.evaluation import grid, jobs
+from covey_simulator.evaluation import measure as measure_module
 from covey_simulator.evaluation.__main__ import evaluate
 from covey_simulator.evaluation.goals import FAMILIES, GOALS, OPEN_PROBLEMS, judge, where
 from covey_simulator.evaluation.grid import ATTACKS, NONE, SEEDS, SETTINGS, Cell, full_grid, quick_grid
@@ -20,6 +26,7 @@ from covey_simulator.evaluation.jobs import Cache, Job, jobs_of, run_jobs
 from covey_simulator.evaluation.measure import BASELINES, Part, Result, measure
 from covey_simulator.evaluation.page import render
 from covey_simulator.evaluation.table import Place, Table
+from covey_simulator.records import RoundRecord
 
 TINY = Cell(setting="digits", attack="sign-flip", fraction=0.2, seed=10, rounds=2)
 
@@ -84,6 +91,22 @@ def test_measures_ours_and_others() -> None:
     assert results["covey"].exposure == 2.0, "nobody is expelled in two rounds"
     calm = msgspec.structs.replace(TINY, attack=NONE, fraction=0.0)
     assert measure(calm, "fedavg").accuracy > results["fedavg"].accuracy
+
+
+def test_counts_honest_devices_that_are_refused_and_rounds_of_the_malicious() -> None:
+    fleet = measure_module._fleet(TINY.scenario())
+    names = device_names(100)
+    hostile = [names[index] for index in sorted(fleet.malicious)]
+    honest = [name for name in names if name not in hostile]
+    watch = measure_module._Watch(fleet)
+    there = [*honest[:10], *hostile[:4]]
+    outcome = RoundOutcome(RingScale(1.0, 10), sketches=dict.fromkeys(there, np.zeros(8, np.uint16)))
+    outcome.groups["1-s-0"] = GroupOutcome(joined=tuple(there))
+    record = RoundRecord(round=1, accuracy=0.5, loss=1.0, participants=14, accepted=8, groups=1)
+    expelled = frozenset([honest[0], hostile[0]])
+    watch(Step(record, outcome, frozenset(honest[2:10]), fleet.trainer.bundle.weights, frozenset(), expelled))
+    assert (watch.refused, watch.attested) == (1, 9), "who is expelled already is not refused again"
+    assert [watch.joined[name] for name in hostile[:5]] == [0, 1, 1, 1, 0]
 
 
 def test_counts_rounds_from_the_attacks_beginning() -> None:

@@ -88,6 +88,15 @@ def test_defaults_are_spelled_out() -> None:
             },
             "unmask-refuser break the protocol's messages",
         ),
+        (
+            {
+                "attack": {"kind": "attestation-liar"},
+                "attestation": True,
+                "transport": "direct",
+                "masking": "simulated",
+            },
+            "lies about masks",
+        ),
         ({"attack": {"kind": "unmask-refuser"}, "masking": False}, "unmask-refuser break the protocol's messages"),
         ({"attack": {"kind": "attestation-liar"}}, "attestation-liar and sketch-withholder need attestation"),
         ({"attack": {"kind": "unmask-refuser", "scale": 2}}, "for unmask-refuser with inner none"),
