@@ -121,3 +121,32 @@ def test_a_rule_with_parameters_goes_by_its_name() -> None:
 def test_long_tables_are_folded() -> None:
     assert render_page(report()).count("<details open>") == 4
     assert render_page(report(demo_scenario(devices=61))).count("<details open>") == 3
+
+
+def test_shows_every_devices_reputation_and_who_was_expelled_when() -> None:
+    devices = [
+        DeviceRecord(
+            name=f"pi-{n}",
+            malicious=n < 6,
+            state="quarantined" if n < 6 else "trusted",
+            reputation=0.0 if n < 6 else 1.0,
+            quarantined_at=4 if n < 5 else None,
+            reason="its updates point away",
+            reputations=[0.5, None, *[0.0 if n < 6 else 1.0] * 8],
+        )
+        for n in range(30)
+    ]
+    scored = report(devices=devices, rounds=rounds(*[0.9] * 10, attested=30, honest_rejected=3), attack_success=0.25)
+    page = render_page(scored)
+    Reader(page)
+    assert page.count('<svg role="img" aria-label="') == 5
+    assert "In the end, in the median: honest devices 1.00, malicious devices 0.00." in page
+    assert "malicious expelled 83.3%, honest expelled 0.0%, honest refused in the round 10.0%" in page
+    assert "of 6 malicious" in page and "of the answers it wants" in page and "its updates point away" in page
+    assert "Reputation</h2>" not in render_page(report())
+
+
+@pytest.mark.parametrize(("masking", "words"), [(True, "masked groups"), ("simulated", "masks simulated")])
+def test_says_whether_masks_are_real(masking: bool | str, words: str) -> None:
+    scenario = msgspec.structs.replace(demo_scenario(), masking=masking, transport="direct")
+    assert words in render_page(report(scenario))

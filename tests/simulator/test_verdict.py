@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from tests.simulator.records import report, rounds
 
-from covey_simulator.scenario import Partition, Scenario, demo_scenario
+from covey_simulator.scenario import Attestation, Partition, Scenario, demo_scenario
 from covey_simulator.verdict import promised_accuracy
 
 
@@ -117,3 +117,15 @@ def test_says_what_the_fleet_lacks() -> None:
     assert "Groups: 1. Nothing can be trimmed" in notes
     assert "MASKING" not in " ".join(report().verdict.notes)
     assert "not scored one by one" in " ".join(report().verdict.notes)
+
+
+def test_says_what_a_rehearsal_leaves_out_and_whether_devices_are_scored() -> None:
+    scenario = msgspec.structs.replace(
+        demo_scenario(scale=5.0), transport="direct", masking="simulated", signatures=False, attestation=Attestation()
+    )
+    notes = " ".join(report(scenario).verdict.notes)
+    assert "Left out: the broker, masks where they cancel exactly, signatures, shares and certificates." in notes
+    assert "not scored one by one" not in notes and "cannot be relied on" not in notes
+    watched = msgspec.structs.replace(scenario, reputation="observe")
+    assert "nobody is refused or expelled" in " ".join(report(watched).verdict.notes)
+    assert "Left out" not in " ".join(report().verdict.notes)
