@@ -20,8 +20,8 @@ class Dealing:
     """A dealer's entries for its peers.
 
     Attributes:
-        entries: By receiver.
-        leaves: In roster order, the dealer's own left empty.
+        entries: By receiver; the dealer's own holds commitments alone.
+        leaves: In roster order.
         ephemeral: The secret key of each entry, by receiver.
         own: The dealer's shares of its own secrets.
     """
@@ -51,8 +51,10 @@ def deal(secrets: RoundSecrets, dealer: Member, roster: CheckedRoster, entropy: 
         )
         for peer in peers
     }
-    leaves = [entries[m.name].leaf() if m.name in entries else b"" for m in roster.members]
-    return Dealing(entries, leaves, ephemeral, Shares(masking[dealer.place], self_mask[dealer.place]))
+    own = Shares(masking[dealer.place], self_mask[dealer.place])
+    entries[dealer.name] = sharing.own_entry(own, roster=roster.digest, dealer=dealer.name)
+    leaves = [entries[member.name].leaf() for member in roster.members]
+    return Dealing(entries, leaves, ephemeral, own)
 
 
 @dataclass(frozen=True)

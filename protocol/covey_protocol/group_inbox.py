@@ -288,8 +288,6 @@ class GroupInbox:
         leaves = check_leaves(message.leaves, dealer, current, self.opened, self._trust.fleet)
         entries = {receiver: Entry(*array) for receiver, array in message.entries}
         for member in current.members:
-            if member.name == name:
-                continue
             entry = entries.get(member.name)
             if entry is None or entry.leaf() != leaves[member.place]:
                 raise RefusedError(f"{name!r} dealt no entry for {member.name!r} that it signed", cause="share")

@@ -200,7 +200,7 @@ Leaf = Annotated[bytes, msgspec.Meta(max_length=32)]
 
 
 class Leaves(Payload, frozen=True, kw_only=True):
-    """What a dealer signs about its shares: one leaf a member, in roster order, its own left empty."""
+    """What a dealer signs about its shares: one leaf a member, in roster order."""
 
     leaves: Annotated[list[Leaf], msgspec.Meta(max_length=ROSTER_MAX)]
 
@@ -211,7 +211,7 @@ EntryArray = Annotated[
 
 
 class Shares(Payload, frozen=True, kw_only=True):
-    """SHARES: a dealer's signed leaves, and an entry for every other member."""
+    """SHARES: a dealer's signed leaves, and an entry for every member; its own has commitments and no ciphertext."""
 
     leaves: Signed
     entries: Annotated[list[tuple[Name, EntryArray]], msgspec.Meta(max_length=ROSTER_MAX)]

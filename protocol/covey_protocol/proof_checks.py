@@ -92,11 +92,11 @@ def wrong_secret(name: str, lie: WrongSecret, place: CheckedRound) -> str:
     """Check that t shares that a dealer committed to restore another secret than it published."""
     dealer, t = place.member(name), place.roster.t
     receivers = {share.receiver for share in lie.shares}
-    if len(lie.shares) != t or len(receivers) != t or name in receivers:
+    if len(lie.shares) != t or len(receivers) != t:
         raise _refuse(f"not the shares of {t} different receivers, which it takes to restore a secret of {name!r}")
     shares: dict[int, bytes] = {}
     for held in lie.shares:
-        entry = _entry(dealer, lie.leaves, held.receiver, held.entry, place)
+        entry = _entry(dealer, lie.leaves, held.receiver, held.entry, place, own=True)
         commit, expected = (
             (sharing.masking_commitment, entry.masking_commitment)
             if lie.which == "masking"
@@ -178,13 +178,15 @@ def _differs(true: bytes, reported: bytes, otherwise: str) -> None:
         raise _refuse(otherwise)
 
 
-def _entry(dealer: Member, leaves: bytes, receiver: str, array: EntryArray, place: CheckedRound) -> Entry:
-    """Return an entry that a dealer has signed a leaf for."""
+def _entry(
+    dealer: Member, leaves: bytes, receiver: str, array: EntryArray, place: CheckedRound, *, own: bool = False
+) -> Entry:
+    """Return an entry that a dealer has signed a leaf for; its ``own`` holds commitments and nothing to be opened."""
     signed = read(Leaves, place.signed(leaves, LEAVES, dealer)).leaves
     if len(signed) != len(place.names):
         raise _refuse(f"{dealer.name!r} signed {len(signed)} leaves for a roster of {len(place.names)}")
     entry = Entry(*array)
-    if receiver == dealer.name or signed[place.place(receiver)] != entry.leaf():
+    if (receiver == dealer.name and not own) or signed[place.place(receiver)] != entry.leaf():
         raise _refuse(f"the entry for {receiver!r} is not the one that {dealer.name!r} signed")
     return entry
 

@@ -80,7 +80,7 @@ class Prover:
         return self._write(receiver, lie)
 
     def of_secret(self, dealer: str, summed: bool, revealed: Mapping[str, Revealed]) -> bytes | None:
-        """Return the proof that a dealer shared another secret than it published, if t of its peers hold shares of it.
+        """Return the proof that a dealer shared another secret than it published, if t members hold shares of it.
 
         Args:
             dealer: Who it is.
@@ -91,7 +91,7 @@ class Prover:
         shares = []
         for receiver, held in revealed.items():
             by_dealer = held.self_mask if summed else held.masking
-            if receiver != dealer and dealer in by_dealer:
+            if dealer in by_dealer:
                 entry = entries[receiver].array()
                 shares.append(CommittedShare(receiver=receiver, entry=entry, share=by_dealer[dealer]))
         if len(shares) < self.roster.t:

@@ -89,6 +89,15 @@ def seal(shares: Shares, *, roster: bytes, dealer: str, receiver: str, public: b
     )
 
 
+def own_entry(shares: Shares, *, roster: bytes, dealer: str) -> Entry:
+    """Return a dealer's entry for itself: nothing is sealed, and the commitments bind it like its peers."""
+    return Entry(
+        b"",
+        masking_commitment(shares.masking, roster, dealer, dealer),
+        self_mask_commitment(shares.self_mask, roster, dealer, dealer),
+    )
+
+
 def unseal(entry: Entry, *, roster: bytes, dealer: str, receiver: str, public: bytes, secret: bytes) -> Shares:
     """Decrypt an entry and hold it against its commitments.
 

@@ -34,8 +34,6 @@ def check_reveal(
 ) -> Revealed:
     """Hold a member's shares against what their dealers committed to.
 
-    A dealer keeps the share of itself, to which there is no commitment; a wrong one shows when the secret is restored.
-
     Args:
         shares: What the revealer sent.
         revealer: Its name.
@@ -60,8 +58,6 @@ def check_reveal(
         for dealer, share in by_dealer.items():
             if not shamir.is_scalar(share):
                 raise RefusedError(f"{revealer!r} revealed for {dealer!r} what is no scalar", cause="reveal")
-            if dealer == revealer:
-                continue
             expected = getattr(entries[dealer][revealer], field_name)
             if commit(share, roster.digest, dealer, revealer) != expected:
                 raise RefusedError(f"{revealer!r} revealed another share of {dealer!r} than was dealt", cause="reveal")
@@ -154,11 +150,8 @@ def _restore(roster: CheckedRoster, dealer: str, kind: str, revealed: Mapping[st
     shares = {
         _member(roster, revealer).place: getattr(held, kind)[dealer]
         for revealer, held in revealed.items()
-        if dealer in getattr(held, kind) and revealer != dealer
+        if dealer in getattr(held, kind)
     }
-    own = revealed.get(dealer)
-    if len(shares) < roster.t and own is not None and dealer in getattr(own, kind):
-        shares[_member(roster, dealer).place] = getattr(own, kind)[dealer]
     return shamir.combine(dict(list(shares.items())[: roster.t]))
 
 

@@ -63,6 +63,17 @@ def test_changes_are_found(tmp_path: Path, change: str) -> None:
         check(AuditLog(store).entries())
 
 
+def test_an_entry_with_a_fitting_digest_of_its_own_does_not_fit_those_behind_it(tmp_path: Path) -> None:
+    entries, other = AuditLog(filled(tmp_path / "db")).entries(), Store(tmp_path / "other")
+    for entry in entries[:2]:
+        AuditLog(other, lambda: entries[0].at).note(entry.kind, entry.device, entry.text, **entry.data)
+    AuditLog(other, lambda: entries[0].at).note("vouched", "pi-2", "innocent")
+    forged = AuditLog(other).entries()
+    assert check(forged).entries == 3
+    with pytest.raises(RefusedError, match="entry 4 of the audit log"):
+        check([*forged, *entries[3:]])
+
+
 def test_a_log_that_was_cut_off_or_made_anew_is_found_by_whoever_noted_a_digest(tmp_path: Path) -> None:
     store = filled(tmp_path / "db")
     noted = check(AuditLog(store).entries()).digest.hex()

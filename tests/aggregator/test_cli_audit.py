@@ -43,7 +43,7 @@ class LyingFleet(Fleet):
 
 
 class PoisonedFleet(LyingFleet):
-    """A fleet with a dealer of wrong shares, who says nothing when they are revealed."""
+    """A fleet with a dealer of wrong shares."""
 
     lie = SharePoisoner
 
@@ -63,8 +63,6 @@ def lied_in(fleet: Fleet) -> str:
 @pytest.mark.parametrize(("kind", "words"), [(LyingFleet, "complained"), (PoisonedFleet, "another self-mask secret")])
 def test_a_lie_is_proven_to_somebody_who_was_not_there(tmp_path: Path, kind: type[Fleet], words: str) -> None:
     fleet = kind(tmp_path, 6)
-    if kind is PoisonedFleet:
-        fleet.silent_from[LIAR] = topics.UNMASK
     home, file = lied_in(fleet), tmp_path / "pi-2.proof"
     (listed,) = json.loads(run("audit", "proofs", "--home", home, "--json").output)
     assert (listed["device"], words in listed["lie"]) == (LIAR, True)

@@ -304,12 +304,14 @@ def test_a_peer_that_restored_an_old_disk_is_refused() -> None:
     refused(rig, topics.ROSTER, held(rig, topics.ROSTER), "sequence")
 
 
-def test_shares_go_to_everybody_else_and_fit_their_leaves() -> None:
+def test_shares_go_to_everybody_and_fit_their_leaves() -> None:
     rig = paused(topics.DEALT)
     shares = read(Shares, envelope.parse(rig.sent(ME, topics.SHARES)).payload)
-    assert [name for name, _ in shares.entries] == rig.names[1:]
+    assert [name for name, _ in shares.entries] == [*rig.names[1:], ME]
+    assert [name for name, entry in shares.entries if not entry[0]] == [ME]  # nothing is sealed for oneself
     leaves = read(Leaves, envelope.parse(shares.leaves).payload).leaves
-    assert leaves == [b"", *(Entry(*array).leaf() for _, array in shares.entries)]
+    entries = dict(shares.entries)
+    assert leaves == [Entry(*entries[name]).leaf() for name in rig.names]
     secrets = rig.devices[ME]._secrets
     assert secrets is not None
     opened = [
@@ -322,6 +324,7 @@ def test_shares_go_to_everybody_else_and_fit_their_leaves() -> None:
             secret=rig.devices[name]._secrets.sharing,  # type: ignore[union-attr]
         )
         for name, array in shares.entries
+        if name != ME
     ]
     assert shamir.combine({place + 1: one.masking for place, one in enumerate(opened)}) == secrets.masking
     assert shamir.combine({place + 1: one.self_mask for place, one in enumerate(opened)}) == secrets.self_mask

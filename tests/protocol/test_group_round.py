@@ -340,6 +340,7 @@ def test_shares() -> None:
         return rig.say(CHEAT, topics.SHARES, Shares(leaves=leaves, entries=entries))
 
     refused(rig, topics.SHARES, CHEAT, shares(entries=entries[1:]), "share")
+    refused(rig, topics.SHARES, CHEAT, shares(entries=[e for e in entries if e[0] != CHEAT]), "share")
     refused(rig, topics.SHARES, CHEAT, shares(entries=[(name, garbage.array()), *entries[1:]]), "share")
     refused(
         rig, topics.SHARES, CHEAT, shares(entries=[(name, [ciphertext, *commitments[::-1]]), *entries[1:]]), "share"
@@ -478,8 +479,7 @@ def test_reveals_that_do_not_open() -> None:
     proceeds(rig, topics.UNMASK, true)
 
 
-def test_a_wrong_share_of_its_own_harms_nobody() -> None:
-    # To a dealer's share of itself there is no commitment, so it is not used where others suffice.
+def test_a_wrong_share_of_its_own_is_refused_like_any_other() -> None:
     def tampered(way: str, name: str, kind: str, data: bytes) -> bytes:
         if (way, name, kind) != ("up", CHEAT, topics.UNMASK):
             return data
@@ -489,9 +489,10 @@ def test_a_wrong_share_of_its_own_harms_nobody() -> None:
 
     rig = Rig(n=6, on_wire=tampered)
     rig.joined()
-    rig.group._restorable = lambda: len(rig.group._revealed) == 6  # type: ignore[method-assign]  # wait for everybody
+    rig.group._restorable = lambda: len(rig.group._revealed) == 5  # type: ignore[method-assign]  # of all others
     rig.train()
-    assert not [error for error in rig.errors if error.cause == "reveal"]
+    assert [error.cause for error in rig.errors if CHEAT in str(error)] == ["reveal"]
+    assert CHEAT not in rig.group._revealed
     closes_with(rig)
 
 

@@ -143,9 +143,9 @@ def test_a_complaint_of_a_good_share() -> None:
     assert list(rig.group.proofs) == [CHEAT]
 
 
-def poisoned(*, rejected: bool) -> Rig:
+def poisoned(*, rejected: bool, silent: bool = False) -> Rig:
     """Return a rig in which the cheat dealt good-looking shares of other secrets than it published."""
-    rig = sketching(dies={CHEAT: topics.UNMASK})  # to its own share there is no commitment
+    rig = sketching(dies={CHEAT: topics.UNMASK} if silent else {})
     other = masking.RoundSecrets.from_entropy(b"\7" * masking.RoundSecrets.ENTROPY_BYTES)
 
     if rejected:
@@ -164,9 +164,10 @@ def poisoned(*, rejected: bool) -> Rig:
     return finished(rig)
 
 
+@pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("rejected", [False, True])
-def test_shares_of_another_secret_than_was_published(rejected: bool) -> None:
-    rig = poisoned(rejected=rejected)
+def test_shares_of_another_secret_than_was_published(rejected: bool, silent: bool) -> None:
+    rig = poisoned(rejected=rejected, silent=silent)
     verdict = holds(rig.group.proofs[CHEAT])
     assert (verdict.device, verdict.lie) == (CHEAT, "wrong-secret")
     assert ("masking" if rejected else "self-mask") in verdict.words
@@ -231,6 +232,8 @@ def test_the_aggregator_with_every_secret_proves_nothing_of_honest_devices() -> 
             fails(group.prover().of_share(name, peer, answer), "is good")
             stranger = rig.say(peer, KEYS, EphemeralKeys(keys=[(peer, b"\x08" * 32)]))
             fails(group.prover().of_share(name, peer, stranger), "does not verify")
+        itself = rig.say(name, KEYS, EphemeralKeys(keys=[(name, bytes(32))]))  # nothing is sealed for oneself
+        fails(group.prover().of_share(name, name, itself), "is not the one that")
         revealed = {
             receiver: Revealed(
                 {dealer: held.self_mask for dealer, held in rig.devices[receiver]._held.items()},
@@ -282,7 +285,7 @@ def test_a_dealer_in_league_with_the_aggregator_cannot_frame_who_complains_of_it
         public=me.join.share_key,
         ephemeral=secret,
     )
-    leaves = [b"" if member.name == CHEAT else good.leaf() for member in group.roster.members]
+    leaves = [good.leaf() for _ in group.roster.members]
     signed = rig.say(CHEAT, LEAVES, Leaves(leaves=leaves))
     honest = group._shares[CHEAT]
     group._shares[CHEAT] = (signed, {**honest[1], ME: good})
