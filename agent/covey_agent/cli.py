@@ -128,6 +128,10 @@ def _in_words(report: dict[str, Any]) -> str:
         lines.append(f"exposure: {exposure['sets']} different sums in {exposure['groupings']} groupings{cap}")
         if exposure.get("forgotten"):
             lines.append(f"{exposure['forgotten']} of them are joins that were forgotten when the disk was put back")
+    sketches = report.get("sketches")
+    if sketches:
+        cap = f", of at most {sketches['budget']}" if sketches["budget"] else ""
+        lines.append(f"sketches: {sketches['numbers']} numbers told{cap}")
     for cause, count in (report.get("refusals") or {}).items():
         lines.append(f"refused {count} messages: {cause}")
     return "\n".join(lines)

@@ -238,6 +238,7 @@ class Agent:
                 "by_grouping": self.ledger.exposures(),
                 "forgotten": self.ledger.forgotten,
             },
+            "sketches": {"numbers": self.ledger.sketched(), "budget": self.home.policy.sketch_budget or None},
             "refusals": dict(self.refusals.counts),
         }
 

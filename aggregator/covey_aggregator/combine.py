@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from covey_aggregator.evaluate import Evaluator
-from covey_aggregator.rules import AnyRule, cap_norms, spoilt_groups
+from covey_aggregator.rules import AnyRule, Row, cap_norms, spoilt_groups
 from covey_protocol import model
 from covey_protocol.model import Weights
 from covey_protocol.prg import Ring
-from covey_protocol.ring import Metrics, RingScale, decode_mean, out_of_range
+from covey_protocol.ring import Metrics, RingScale, decode_mean, norm, out_of_range
 
 _DITHER = 1e-4
+_TRIMMABLE = 2  # of fewer groups nothing can be trimmed, whatever is expected
+_CAUTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Combined:
     federated_accuracy: float
     federated_loss: float
     update_norm: float
+    flag: str = ""
 
 
 def group_mean(total: Ring, count: int, scale: RingScale) -> GroupMean | None:
@@ -66,7 +69,8 @@ def combine(
         evaluator: Measures the new model on held-out data, where there is any.
 
     Returns:
-        The new model, reached exactly by the 16-bit delta that devices fetch.
+        The new model, reached exactly by the 16-bit delta that devices fetch. Where more groups may be spoilt than a
+        robust rule withstands, the step is kept short, and ``flag`` says so.
 
     Raises:
         LocalError: A group's mean is not finite; the message names the group.
@@ -74,7 +78,13 @@ def combine(
     names = sorted(groups)
     means = [groups[name] for name in names]
     rows = cap_norms([mean.update for mean in means], names=names)
-    step = rule(rows, spoilt_groups([mean.count for mean in means], contamination))
+    spoilt = spoilt_groups([mean.count for mean in means], contamination)
+    step, flag = rule(rows, spoilt), ""
+    if len(rows) > _TRIMMABLE and spoilt > (withstood := rule.withstands(len(rows), spoilt)) > 0:
+        step = cap_step(step, rows)
+        flag = (
+            f"{spoilt} of {len(rows)} groups may be spoilt and the rule withstands {withstood}: a short step was taken"
+        )
     delta = model.make_delta(step)
     updated = model.apply_delta(weights, delta)
     loss, accuracy = evaluator(updated) if evaluator else (None, None)
@@ -86,7 +96,14 @@ def combine(
         federated_accuracy=float(np.median([mean.metrics.accuracy for mean in means])),
         federated_loss=float(np.median([mean.metrics.loss for mean in means])),
         update_norm=float(np.median([mean.metrics.norm for mean in means])),
+        flag=flag,
     )
+
+
+def cap_step(step: Row, rows: Sequence[Row]) -> Row:
+    """Shorten a step that may be poisoned to half the groups' median norm at most; its direction stays."""
+    cap, size = _CAUTION * float(np.median([norm(row) for row in rows])), norm(step)
+    return step if size <= cap else step * np.float32(cap / size)
 
 
 def dithered(weights: Weights, entropy: bytes) -> bytes:

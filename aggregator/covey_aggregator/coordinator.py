@@ -10,12 +10,15 @@ message. One task runs at a time; others wait in the order in which they were st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
+
+import msgspec
 
 from covey_aggregator.chronicle import Chronicle
-from covey_aggregator.combine import Combined, GroupMean
-from covey_aggregator.evaluate import Evaluator
+from covey_aggregator.combine import Combined, GroupMean, combine
+from covey_aggregator.desk import Desk
 from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
 from covey_aggregator.home import MODELS, SPOOLS, ServerHome
 from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
@@ -35,10 +38,11 @@ from covey_protocol.errors import CoveyError, PeerError, RefusedError, StaleErro
 from covey_protocol.machine import Machine
 from covey_protocol.masking import public_key
 from covey_protocol.messages import Manifest
-from covey_protocol.model import Weights
 from covey_protocol.payload import write
+from covey_protocol.prg import Ring
 from covey_protocol.proofs import verify
 from covey_protocol.recall import write_recall
+from covey_protocol.ring import RingScale
 from covey_protocol.roster import OpenRound, Trust, manifest_digest
 from covey_protocol.round_table import GroupStage
 from covey_protocol.thresholds import ROSTER_MIN
@@ -95,6 +99,7 @@ class Coordinator:
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
         self._judgement = Judgement(store)
         self.chronicle = Chronicle(store, home.settings.alerts, wall_clock)
+        self._desk = Desk(store, self._judgement.reputations, self.chronicle)
         if not self._groupings:
             self._judgement.regrouping.ask("there are no groups yet")
         self._running: RunningTask | None = None
@@ -235,13 +240,13 @@ class Coordinator:
         return effects + self._after(now)
 
     def poll(self, now: float) -> list[Effect]:
-        """Take up what other processes have left in the store: a newer revocation list.
+        """Take up what other processes have left in the store: a newer revocation list, and the operator's orders.
 
         Raises:
             PeerError: What they left is not the operator's.
         """
         before = self._trust.revocations.held
-        effects: list[Effect] = [*self.revocations.poll()]
+        effects: list[Effect] = [*self.revocations.poll(), *self._desk.poll()]
         if self._trust.revocations.held == before:
             return effects
         gone = self.registry.drop_revoked()
@@ -258,12 +263,27 @@ class Coordinator:
         """Return a blob that devices may ask for."""
         return self.models.serve(digest) or self.revocations.serve(digest)
 
+    def sketched(self, shard: str, sketches: Mapping[str, Ring] | None, reason: str, now: float) -> list[Effect]:
+        """Take a shard's sketches from the job that made them, or why there are none, and decide on them."""
+        running, run = self._busy()
+        if sketches is None:
+            return run.undecided(shard, reason, now) + self._after(now)
+        finding = run.attesting.finding(shard, sketches)
+        accepted = self._judgement.reputations.decide(finding, run, running.task)
+        return run.decided(msgspec.structs.replace(finding, accepted=accepted), now) + self._after(now)
+
     def summed(
-        self, group: str, mean: GroupMean | None, reason: str, now: float, culprits: Sequence[str] = ()
+        self,
+        group: str,
+        mean: GroupMean | None,
+        reason: str,
+        now: float,
+        culprits: Sequence[str] = (),
     ) -> list[Effect]:
         """Take a group's sum from the job that made it, or why there is none and who are to blame if any are."""
         if self.run is None or group not in self.run.groups:
             return []
+        self._keep_proofs(self.run)  # a group without a sum is not summed again after a restart
         return self.run.summed(group, mean, reason, now, culprits) + self._after(now)
 
     def combined(self, outcome: Combined, now: float) -> list[Effect]:
@@ -282,17 +302,24 @@ class Coordinator:
         running.failures = 0
         self._rounds_in_epoch += 1
         self._store.set_number(_ROUNDS_IN_EPOCH, self._rounds_in_epoch)
-        self._judge(run)
+        effects += self._judge(run)
         if running.finished:
             return effects + self._finish(running, "done", "")
         running.round, running.attempt = running.round + 1, 0
         self._machine.advance("next")
         return effects + self._after(now)
 
-    def combine_inputs(self) -> tuple[Weights, dict[str, GroupMean], Task, Evaluator | None]:
-        """Return what the combining job needs."""
+    def combine_inputs(self) -> Callable[[], Combined]:
+        """Return the combining job, which runs anywhere."""
         running, run = self._busy()
-        return running.weights, dict(run.means), running.task, running.evaluator
+        return partial(
+            combine,
+            running.weights,
+            dict(run.means),
+            rule=running.task.across_groups,
+            contamination=self._judgement.reputations.contamination(running.task, run),
+            evaluator=running.evaluator,
+        )
 
     def stop_task(self, name: str) -> list[Effect]:
         """End a task before its time."""
@@ -341,6 +368,10 @@ class Coordinator:
             # An open round goes on with its model, spent or not.
             is_spent = self._store.is_spent if not isinstance(head, RoundHead) else lambda _: False
             self._running = RunningTask.load(row, closed, self.models, self._entropy, is_spent)
+            dimension = len(self._running.weights)
+            self._running.sketch = row.task.attestation.size(dimension, self._home.policy)
+            if self._running.sketch:
+                RingScale(row.task.clip, ROSTER_MIN).check_sketch(dimension, self._running.sketch)
         except CoveyError as error:
             effects += self._resumption.abandon(row, self._groupings, str(error)) if head is not None else []
             self._store.set_status(row.task.name, "failed", str(error))
@@ -404,7 +435,8 @@ class Coordinator:
             return self._open_round(now)
         first = (self._running.round, self._running.attempt) == (1, 0)
         needed = max(self._home.policy.list_min, task.devices_min if first else 0)
-        if len(online) < needed or now < self._last_arrival + task.settle:
+        missing = len(online) < needed or len(self._listed()) < self._home.policy.list_min
+        if missing or now < self._last_arrival + task.settle:
             return []
         self._judgement.conduct.sentence(online)
         self._judgement.keep()
@@ -417,13 +449,14 @@ class Coordinator:
             window=task.windows.join,
             failures=self._running.failures,
             opened=self._wall(),
+            probation=sorted(self._judgement.reputations.newcomers().intersection(self._listed())),
         )
         with self._store.together():
             self._store.set_number(EPOCH_NUMBER, head.epoch)
             self._journal.begin(head)
         self._epoch = self._resumption.new_epoch(head, now)
         self._machine.advance("enough")
-        out = sorted(self._judgement.conduct.sitting_out().intersection(online))
+        out = sorted(self._judgement.unlisted(task).intersection(online).difference(head.members))
         without = f", without {', '.join(out)}" if out else ""
         reason = self._judgement.regrouping.reason or "groups are too small"
         note = Note("epoch", f"epoch {self._epoch.epoch} of {len(self._listed())} devices{without}: {reason}")
@@ -456,15 +489,23 @@ class Coordinator:
         self._judgement.keep()
         self._store.put_groupings(groupings)
         self._groupings, self._rounds_in_epoch = groupings, 0
+        self._admit()
         self._store.set_number(_ROUNDS_IN_EPOCH, 0)
         self._machine.advance("groups")
         sizes = sorted(len(grouping.members) for grouping in groupings)
         return [Note("groups", f"{len(groupings)} groups of {sizes[0]} to {sizes[-1]}"), *self._open_round(now)]
 
+    def _admit(self) -> None:
+        """Have a reputation for every member of the groups."""
+        self._judgement.reputations.admit(self._groupings, self.registry.identities())
+        self._judgement.reputations.keep()
+
     def _open_round(self, now: float) -> list[Effect]:
         assert self._running is not None
-        running, task = self._running, self._running.task
+        running, task, reputations = self._running, self._running.task, self._judgement.reputations
         running.attempt += 1
+        if not reputations.ready(self._groupings):  # they were drawn before there were reputations
+            self._admit()
         spool = Spool.create(
             self._spools, spool_label(task.name, running.round, running.attempt), self._entropy(SECRET_BYTES)
         )
@@ -474,7 +515,9 @@ class Coordinator:
             model=running.model,
             delta=running.delta,
             plan=task.local,
-            clip=task.clip,
+            clip=reputations.clip(task),
+            sketch=running.sketch,
+            lot=task.attestation.lot,
             n_min=self._home.policy.roster_min,
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=self._judgement.windows(task, self._groupings),
@@ -492,6 +535,8 @@ class Coordinator:
             sequences={name: self.registry.sequences.get(name, 0) for name in members},
             failures=running.failures,
             opened=self._wall(),
+            watched=reputations.watched(self._groupings),
+            excluded=reputations.excluded(self._groupings, task),
         )
         with self._store.together():
             self._store.begin_round(task.name, running.round, running.attempt, manifest.model.digest)
@@ -505,6 +550,8 @@ class Coordinator:
             journal=self._journal,
             spool=spool,
             now=now,
+            watched=head.watched,
+            excluded=head.excluded,
         )
         for name in [*([] if task.sleep else self.registry.absent()), *self._put_back]:
             self.run.lost(name, now, grace=0.0)
@@ -532,7 +579,7 @@ class Coordinator:
             self._end_run([*aborts])
         self._machine.advance("failed")
         effects: list[Effect] = [running.dither()] if run.reached_masking else []
-        self._judge(run)
+        effects += self._judge(run)
         self._last_arrival = now
         return effects + self._failed(f"round {running.round}.{running.attempt}: every group aborted")
 
@@ -551,13 +598,13 @@ class Coordinator:
                 self._store.put_proof(name, verdict.words, proof)
                 self.chronicle.banned(name, verdict.words, proof, task=verdict.task, round_=verdict.round)
 
-    def _judge(self, run: RoundRun) -> None:
+    def _judge(self, run: RoundRun) -> list[Note]:
         assert self._running is not None
         self._keep_proofs(run)
         name = self._running.task.name
         records = self._store.rounds(name, after=max(0, self._running.round - _LOOK_BACK))
-        self.chronicle.round_over(name, records)
-        self._judgement.round_ended(
+        self.chronicle.round_over(name, records, flag=records[-1].flag)
+        return self._judgement.round_ended(
             run,
             self._running.task,
             self._groupings,
@@ -565,13 +612,21 @@ class Coordinator:
             put_back=self._put_back,
             rounds_in_epoch=self._rounds_in_epoch,
             roster_min=self._home.policy.roster_min,
+            chronicle=self.chronicle,
         )
 
     def _listed(self) -> dict[str, bytes]:
-        """Return the devices to group: those that are there and do not sit out, or all if too few would be left."""
-        online, out = self._present(), self._judgement.conduct.sitting_out()
-        listed = {name: key for name, key in online.items() if name not in out}
-        return listed if len(listed) >= self._home.policy.list_min else online
+        """Return the devices to group: those that are there and in good standing.
+
+        If too few would be left, those who sit out are let in again, but nobody who poisons the model.
+        """
+        assert self._running is not None
+        judgement, task, least = self._judgement, self._running.task, self._home.policy.list_min
+        for out in (judgement.unlisted(task), judgement.disreputable(task)):
+            listed = {name: key for name, key in self._present().items() if name not in out}
+            if len(listed) >= least:
+                break
+        return listed
 
     def _failed(self, reason: str) -> list[Effect]:
         assert self._running is not None

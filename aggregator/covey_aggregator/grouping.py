@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from nacl.signing import SigningKey
 
@@ -29,6 +29,7 @@ class EpochRun(Recorded):
         window: Seconds for commitments, and for openings.
         journal: Where inputs are noted.
         now: Monotonic seconds at which it began.
+        probation: Who of the members is a newcomer.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class EpochRun(Recorded):
         window: float,
         journal: Journal,
         now: float,
+        probation: Collection[str] = (),
     ) -> None:
         super().__init__(journal, now)
         self.epoch, self._window = epoch, window
@@ -56,7 +58,7 @@ class EpochRun(Recorded):
                 shard_bits=bits,
                 group_size=group_size,
                 members={name: members[name] for name in names},
-                probation=(),
+                probation=[name for name in names if name in probation],
                 list_min=list_min,
                 window=window,
             )

@@ -21,7 +21,7 @@ from covey_protocol.digest import content_digest
 from covey_protocol.effects import Deliver, Effect, Publish
 from covey_protocol.errors import CoveyError, LocalError
 
-VERSION = 1
+VERSION = 2
 
 # Inputs that are no messages; a message goes under its kind.
 TICK = "tick"
@@ -32,7 +32,8 @@ GRACE_SHARE = 0.5
 
 
 class RoundHead(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
-    """What a round begins with: the place and bytes of its manifest, and its members' last join sequences.
+    """What a round begins with: the place and bytes of its manifest, its members' last join sequences, the groups that
+    attest however the lot falls, and the members who have no place on a roster.
 
     ``opened`` is in Unix seconds; ``failures`` counts the rounds that had failed in a row. The groups are the store's.
     """
@@ -44,10 +45,12 @@ class RoundHead(msgspec.Struct, frozen=True, kw_only=True, tag="round"):
     sequences: dict[str, int]
     failures: int
     opened: float
+    watched: list[str] = []
+    excluded: list[str] = []
 
 
 class EpochHead(msgspec.Struct, frozen=True, kw_only=True, tag="epoch"):
-    """What an epoch's opening begins with; ``members`` are names and keys."""
+    """What an epoch's opening begins with; ``members`` are names and keys, ``probation`` names of newcomers."""
 
     task: str
     epoch: int
@@ -57,6 +60,7 @@ class EpochHead(msgspec.Struct, frozen=True, kw_only=True, tag="epoch"):
     window: float
     failures: int
     opened: float
+    probation: list[str] = []
 
 
 Head = RoundHead | EpochHead

@@ -8,13 +8,15 @@ import msgspec
 class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How one group fared; ``cause`` and ``reason`` are empty for a group that closed.
 
-    ``published`` is the set U if it was published, also when the group aborted behind that.
+    ``survivors`` are in the sum. ``published`` is the set that was published to be signed for it, also when the group
+    aborted behind that: U, or A where sketches are attested. ``rejected`` are those of U who are not in A.
     """
 
     group: str
     members: list[str]
     survivors: list[str]
     published: list[str] = []
+    rejected: list[str] = []
     cause: str = ""
     reason: str = ""
 
@@ -26,7 +28,9 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``federated_loss`` of the model that the round began with, on the devices' own data: medians over groups of masked
     means. ``participants`` joined, ``accepted`` are in the sum, ``dropped`` joined but did not finish. Bytes are
     payload bytes that the aggregator received and published. ``seconds`` counts from OPEN to CLOSE, the time included
-    in which the aggregator was down; ``resumed`` says how often it took the round up again.
+    in which the aggregator was down; ``resumed`` says how often it took the round up again. ``sketch`` is k, 0 for a
+    round without sketches; ``attested`` devices told one, and ``rejected`` sent an update that was not summed. ``flag``
+    says what is doubtful about the new model, if anything is.
     """
 
     round: int
@@ -50,6 +54,9 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     update_norm: float | None
     details: list[GroupRecord]
     resumed: int = 0
+    sketch: int = 0
+    attested: int = 0
+    flag: str = ""
 
     @staticmethod
     def aborted(round_: int, attempt: int, model: str, clip: float, details: list[GroupRecord]) -> RoundRecord:

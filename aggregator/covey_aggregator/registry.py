@@ -118,6 +118,10 @@ class Registry:
         """Whether a device has ever shown a valid identity."""
         return device in self._rows
 
+    def identities(self) -> dict[str, tuple[bytes, bytes]]:
+        """Return the key of every device, and the digest of the token that it was enrolled with."""
+        return {name: (row.key, row.token) for name, row in self._rows.items()}
+
     def key(self, device: str) -> bytes:
         """Return a known device's key."""
         return self._rows[device].key

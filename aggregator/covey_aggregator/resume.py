@@ -130,6 +130,8 @@ class Resumption:
             journal=self._journal,
             spool=kept,
             now=now - _elapsed(head, entries, wall),
+            watched=head.watched,
+            excluded=head.excluded,
         )
         try:
             said = run.replay(entries)
@@ -170,6 +172,7 @@ class Resumption:
             window=head.window,
             journal=self._journal,
             now=began,
+            probation=head.probation,
         )
 
 

@@ -6,11 +6,12 @@ time is counted in seconds since the round was opened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from nacl.signing import SigningKey
 
+from covey_aggregator.attesting import Attesting, Finding
 from covey_aggregator.combine import GroupMean
 from covey_aggregator.journal import GRACE, GRACE_SHARE, RESUMED, TICK, Journal, Recorded
 from covey_aggregator.records import GroupRecord
@@ -30,15 +31,20 @@ STAGES = (
     GroupStage.SHARING,
     GroupStage.MASKING,
     GroupStage.SIGNING,
+    GroupStage.ATTESTING,
+    GroupStage.ACCEPTING,
     GroupStage.UNMASKING,
     GroupStage.SUMMING,
 )
 
-VECTOR, NO_SUM, LOST, RETURNED = "vector", "no-sum", "lost", "returned"  # inputs beside messages
+# Inputs beside messages.
+VECTOR, DECIDED, UNDECIDED, NO_SUM, LOST, RETURNED = "vector", "decided", "undecided", "no-sum", "lost", "returned"
 
 # Which window each answer has to keep; the masked vector itself counts, not the message that announces it.
-_WINDOW_OF = {topics.JOIN: "join", topics.SHARES: "shares", topics.SURVIVORS: "survivors", topics.UNMASK: "unmask"}
-_WINDOW_IN = dict(zip(STAGES, ("join", "shares", "masked", "survivors", "unmask"), strict=False))
+_WINDOW_OF = {
+    kind: kind for kind in (topics.JOIN, topics.SHARES, topics.SURVIVORS, topics.ATTEST, topics.ACCEPT, topics.UNMASK)
+}
+_WINDOW_IN = dict(zip(STAGES, ("join", "shares", "masked", "survivors", "attest", "accept", "unmask"), strict=False))
 
 
 class RoundRun(Recorded):
@@ -52,6 +58,8 @@ class RoundRun(Recorded):
         journal: Where inputs are noted.
         spool: Keeps the masked vectors and the round's sealing secret.
         now: Monotonic seconds at which it began.
+        watched: Groups that attest however the lot falls.
+        excluded: Members who have no place on a roster.
     """
 
     def __init__(
@@ -65,6 +73,8 @@ class RoundRun(Recorded):
         journal: Journal,
         spool: Spool,
         now: float,
+        watched: Collection[str] = (),
+        excluded: Collection[str] = (),
     ) -> None:
         super().__init__(journal, now)
         self.opened, self.spool = opened, spool
@@ -78,12 +88,15 @@ class RoundRun(Recorded):
                 opened=opened,
                 sequences=sequences,
                 now=0.0,
+                excluded=excluded,
             )
             for grouping in groupings
         }
+        self.attesting = Attesting(self.groups, watched)
         self._group_of = {name: grouping.group for grouping in groupings for name, _ in grouping.members}
         self.means: dict[str, GroupMean] = {}
         self.summing: set[str] = set()
+        self.liars: dict[str, str] = {}
         self._left: dict[GroupStage, float] = {}
         self._stages = {name: group.stage for name, group in self.groups.items()}
         self._began = dict.fromkeys(self.groups, 0.0)
@@ -151,12 +164,32 @@ class RoundRun(Recorded):
         elif kind == RETURNED:
             self.group_of(device).returned(device)
             effects = []
+        elif kind == DECIDED:
+            effects = self.attesting.decide(msgspec.msgpack.decode(data, type=Finding), at)
+        elif kind == UNDECIDED:
+            effects = self.attesting.fail(*msgspec.msgpack.decode(data, type=tuple[str, str]))
         else:
             effects = self.group_of(device).receive(kind, device, data, at)
             if kind in _WINDOW_OF:
                 self._note_answer(_WINDOW_OF[kind], device, at)
+        effects = [*effects, *self._attest(at)]
         self._note_stages(at)
         return effects
+
+    def _attest(self, at: float) -> list[Effect]:
+        return self.attesting.go_on(at) if self.opened.manifest.sketch else []
+
+    def to_sketch(self) -> list[str]:
+        """Return the shards whose sketches can be made and are not being made yet."""
+        return self.attesting.to_sketch()
+
+    def decided(self, finding: Finding, now: float) -> list[Effect]:
+        """Take the decision on a shard."""
+        return self.take(DECIDED, "", msgspec.msgpack.encode(finding), now)
+
+    def undecided(self, shard: str, reason: str, now: float) -> list[Effect]:
+        """Hear that a shard's sketches cannot be had."""
+        return self.take(UNDECIDED, "", msgspec.msgpack.encode((shard, reason)), now)
 
     def _tick(self, at: float) -> list[Effect]:
         for group in self.groups.values():
@@ -170,8 +203,8 @@ class RoundRun(Recorded):
         self.answers.seconds[window][device] = at - self._began[group]
 
     def place(self) -> object:
-        """Return all groups' stages and whom they wait for no longer."""
-        return [(group.stage, group.passed_over) for group in self.groups.values()]
+        """Return how far all groups are and whom they wait for no longer."""
+        return [(group.stage, group.entry, group.attested, group.passed_over) for group in self.groups.values()]
 
     def kept(self, kind: str, device: str, data: bytes) -> bytes:
         """Vectors are in the spool; the journal has their places."""
@@ -184,13 +217,16 @@ class RoundRun(Recorded):
         return data
 
     def note_said(self, effects: Sequence[Effect], last: dict[str, list[Effect]]) -> None:
-        """A group's messages of a stage take the place of those of the stage before, but complaints stay open."""
+        """A group's messages of a stage take the place of those of the stage before.
+
+        But complaints stay open, and ACCEPT is of no use without ATTEST.
+        """
         for effect in effects:
             if isinstance(effect, Publish | Deliver):
                 name = effect.id if isinstance(effect, Publish) else self._group_of[effect.device]
                 spoken = last.setdefault(f"{name} {topics.COMPLAINT}" if effect.kind == topics.COMPLAINT else name, [])
-                if any(isinstance(other, Publish | Deliver) and other.kind != effect.kind for other in spoken):
-                    spoken.clear()
+                kept = {effect.kind, topics.ATTEST} if effect.kind == topics.ACCEPT else {effect.kind}
+                spoken[:] = [o for o in spoken if not isinstance(o, Publish | Deliver) or o.kind in kept]
                 spoken.append(effect)
 
     def wanted(self, effect: Effect) -> bool:
@@ -221,8 +257,11 @@ class RoundRun(Recorded):
         return []
 
     def proven(self) -> set[str]:
-        """Return the devices that are proven to have dealt bad shares, or to have complained of good ones."""
-        return {name for group in self.groups.values() for name in group.complaints.blamed} | self.culprits
+        """Return the devices that are proven to have dealt bad shares, to have complained of good ones, or to have lied
+        about their sketches.
+        """
+        blamed = {name for group in self.groups.values() for name in group.complaints.blamed}
+        return blamed | self.culprits | set(self.liars)
 
     def new_list(self, now: float) -> list[Effect]:
         """Hear that the operator's revocation list is a newer one; see ``GroupRound.new_list``.
@@ -231,6 +270,7 @@ class RoundRun(Recorded):
         """
         at = now - self.started
         effects = [effect for group in self.groups.values() for effect in group.new_list(at)]
+        effects += self._attest(at)
         self._note_stages(at)
         return effects
 
@@ -245,9 +285,15 @@ class RoundRun(Recorded):
         return ready
 
     def summed(
-        self, name: str, mean: GroupMean | None, reason: str, now: float, culprits: Sequence[str] = ()
+        self,
+        name: str,
+        mean: GroupMean | None,
+        reason: str,
+        now: float,
+        culprits: Sequence[str] = (),
     ) -> list[Effect]:
         """Take a group's sum, or the reason why there is none and who are to blame."""
+        self.liars |= self.groups[name].liars
         if mean is None:
             return self.take(NO_SUM, "", msgspec.msgpack.encode((name, reason, culprits)), now)
         # Not in the journal: what the vectors add up to can be computed again.
@@ -276,8 +322,9 @@ class RoundRun(Recorded):
             GroupRecord(
                 group=name,
                 members=[member.name for member in group.roster.members] if group.roster else [],
-                survivors=list(group.survivors) if group.aborted is None else [],
-                published=list(group.survivors),
+                survivors=list(group.summed) if group.aborted is None else [],
+                published=list(group.published),
+                rejected=sorted(set(group.survivors) - set(group.summed)) if group.aborted is None else [],
                 cause=group.aborted.cause if group.aborted else "",
                 reason=group.aborted.reason if group.aborted else "",
             )
@@ -300,6 +347,8 @@ ROUND_KINDS = frozenset(
         topics.ANSWER,
         topics.MASKED,
         topics.SURVIVORS,
+        topics.ATTEST,
+        topics.ACCEPT,
         topics.UNMASK,
         topics.DECLINE,
     }

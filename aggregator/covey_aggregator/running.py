@@ -39,6 +39,7 @@ class RunningTask:
         delta: How devices get from the last model to this one.
         failures: Rounds that failed in a row.
         announced: Whether the bundle has been published in this run of the service.
+        sketch: Numbers in a sketch, 0 for none.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class RunningTask:
     delta: Delta | None = None
     failures: int = 0
     announced: bool = False
+    sketch: int = 0
 
     @staticmethod
     def load(
@@ -150,6 +152,7 @@ class RunningTask:
         details = run.details()
         joined = sum(len(detail.members) for detail in details)
         accepted = sum(len(detail.survivors) for detail in details if not detail.cause)
+        rejected = sum(len(detail.rejected) for detail in details)
         return RoundRecord(
             round=self.round,
             attempt=self.attempt,
@@ -159,8 +162,8 @@ class RunningTask:
             federated_loss=outcome.federated_loss if outcome else None,
             participants=joined,
             accepted=accepted,
-            rejected=0,
-            dropped=joined - accepted,
+            rejected=rejected,
+            dropped=joined - accepted - rejected,
             groups=len(run.groups),
             groups_aborted=len(run.groups) - len(run.means),
             seconds=round(now - run.started, 3),
@@ -168,15 +171,20 @@ class RunningTask:
             bytes_up=run.bytes_up,
             bytes_down=run.bytes_down,
             model=self.model.digest.hex(),
-            clip=self.task.clip,
+            clip=run.opened.manifest.clip,
             update_norm=outcome.update_norm if outcome else None,
             details=details,
             resumed=run.resumed,
+            sketch=run.opened.manifest.sketch,
+            attested=sum(len(finding.sketches) for finding in run.attesting.findings.values()),
+            flag=outcome.flag if outcome else "",
         )
 
     def note(self, record: RoundRecord) -> str:
         """Say in words how a round went."""
         accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.3f}"
+        accuracy += f", {record.rejected} rejected" if record.rejected else ""
+        accuracy += f"; {record.flag}" if record.flag else ""
         return (
             f"task {self.task.name}: round {record.round} closed with {record.accepted} devices in "
             f"{record.groups - record.groups_aborted} of {record.groups} groups in {record.seconds:.1f} s{accuracy}"

@@ -22,12 +22,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from covey_aggregator.combine import Combined, GroupMean, combine, group_mean
+from covey_aggregator.attesting import make_sketches
+from covey_aggregator.combine import Combined, GroupMean, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.files import FolderLock
 from covey_aggregator.home import DATABASE_FILE, LOCK_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
 from covey_aggregator.round_run import RoundRun
+from covey_aggregator.spool import Spool
 from covey_aggregator.standing import Standing, Word
 from covey_aggregator.store import Store
 from covey_aggregator.transfers import Downloads, Transfers
@@ -49,6 +51,7 @@ from covey_protocol.group_round import GroupRound
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Want
 from covey_protocol.payload import read, write
+from covey_protocol.prg import Ring
 from covey_protocol.refusals import Refusals
 from covey_protocol.ring import RingScale
 
@@ -345,25 +348,31 @@ class Service:
         run = self.coordinator.run
         if run is None or self._loop is None:
             return
+        for shard in run.to_sketch():
+            sketching = functools.partial(make_sketches, run.attesting.groups(shard), run.spool)
+            self._loop.run_in_executor(self._jobs, sketching).add_done_callback(
+                functools.partial(self._sketched, run, shard)
+            )
         for name in run.to_sum():
-            job = self._loop.run_in_executor(self._jobs, functools.partial(_sum, run.groups[name]))
+            job = self._loop.run_in_executor(self._jobs, functools.partial(_sum, run.groups[name], run.spool))
             job.add_done_callback(functools.partial(self._summed, run, name))
         if self.coordinator.phase is Phase.COMBINING and not self._combining:
             self._combining = True
-            weights, means, task, evaluator = self.coordinator.combine_inputs()
-            work = functools.partial(
-                combine,
-                weights,
-                means,
-                rule=task.across_groups,
-                contamination=task.contamination,
-                evaluator=evaluator,
-            )
+            work = self.coordinator.combine_inputs()
             self._loop.run_in_executor(self._jobs, work).add_done_callback(functools.partial(self._combined, run))
 
     def _wanted(self, run: RoundRun, job: asyncio.Future[Any]) -> bool:
         """Whether a job's result is still of use: not if the task was stopped, or the service is, while it ran."""
         return self._loop is not None and not job.cancelled() and self.coordinator.run is run
+
+    def _sketched(self, run: RoundRun, shard: str, job: asyncio.Future[dict[str, Ring]]) -> None:
+        if not self._wanted(run, job):
+            return
+        failure = job.exception()
+        if failure is not None:
+            log.error("shard %s: the sketches failed", shard, exc_info=failure)
+        sketches = job.result() if failure is None else None
+        self._carry(self.coordinator.sketched(shard, sketches, f"the sketches failed: {failure}", self._clock()))
 
     def _summed(self, run: RoundRun, name: str, job: asyncio.Future[_Summed]) -> None:
         if not self._wanted(run, job):
@@ -394,11 +403,11 @@ class _Summed(NamedTuple):
     culprits: tuple[str, ...] = ()
 
 
-def _sum(group: GroupRound) -> _Summed:
+def _sum(group: GroupRound, spool: Spool) -> _Summed:
     """Make one group's mean, or say why there is none; runs in a thread."""
     manifest = group.opened.manifest
     try:
-        total, count = group.unmask()
+        total, count = group.unmask(spool.ring)
     except PeerError as error:
         return _Summed(None, str(error), error.culprits)
     mean = group_mean(total, count, RingScale(manifest.clip, manifest.n_max))

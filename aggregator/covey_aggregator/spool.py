@@ -89,11 +89,15 @@ class Spool:
         offset, length = self._places[device]
         return os.pread(self._file, length, offset)
 
+    def ring(self, device: str) -> Ring:
+        """Return a device's vector as numbers."""
+        return np.frombuffer(self.vector(device), "<u2")
+
     def fold(self, devices: Iterable[str], elements: int) -> Ring:
         """Return the sum of some devices' vectors in the ring, shape (elements,)."""
         total = np.zeros(elements, np.uint16)
         for device in devices:
-            total += np.frombuffer(self.vector(device), "<u2")
+            total += self.ring(device)
         return total
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,11 +14,46 @@ from covey_protocol import topics
 from covey_protocol.errors import ConfigError
 from covey_protocol.messages import RosterSize, Windows
 from covey_protocol.plan import Plan
+from covey_protocol.policy import Policy
 from covey_protocol.ring import RingScale
+from covey_protocol.sketch import K_MAX, K_MIN, default_k
 from covey_protocol.thresholds import ROSTER_MAX
 
-DEFAULT_WINDOWS = Windows(join=20, shares=20, masked=120, survivors=20, unmask=20)
+DEFAULT_WINDOWS = Windows(join=20, shares=20, masked=120, survivors=20, attest=30, accept=20, unmask=20)
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+class Attestation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether devices attest sketches of their updates, from which the aggregator tells who poisons the model.
+
+    Attributes:
+        sketch: ``auto``: a number for every 128 parameters, 8 to 64 of them; a number; or ``off``.
+        lot: Groups whose members are all trusted attest in one round of so many.
+    """
+
+    sketch: Literal["auto", "off"] | Annotated[int, msgspec.Meta(ge=K_MIN, le=K_MAX)] | bool = "auto"
+    lot: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+
+    @property
+    def on(self) -> bool:
+        """Whether sketches are asked for at all; YAML reads ``off`` as false."""
+        return self.sketch not in ("off", False)
+
+    def size(self, dimension: int, policy: Policy) -> int:
+        """Return k for a model, 0 for none.
+
+        Raises:
+            ConfigError: The policy does not allow it.
+        """
+        if not self.on:
+            return 0
+        if self.sketch == "auto":
+            k = min(default_k(dimension), policy.sketch_max)
+            return k if k >= K_MIN else 0
+        k = int(self.sketch)
+        if k > policy.sketch_max:
+            raise ConfigError(f"attestation.sketch {k}: the policy's sketch_max is {policy.sketch_max}")
+        return k
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +70,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         local: Training on the device.
         rule: Across groups, by its name or as a map of name and parameters.
         beta: Share of groups that the trimmed mean cuts on each side, where its own map does not say so.
-        contamination: Share of hostile devices to be expected among those whose updates are accepted.
+        contamination: Share of hostile devices to be expected among those whose updates are accepted. Where devices
+            attest, it is what is expected at least.
+        attestation: Sketches that updates are judged by.
+        reputation: ``enforce`` leaves out whose sketches speak against them; ``observe`` scores and warns only.
         held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
         windows: Seconds for each stage.
         adaptive: Shorten the windows to what devices have shown to need.
@@ -55,6 +93,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rule: RuleField = "trimmed-mean"
     beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] | None = None
     contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
+    attestation: Attestation = Attestation()
+    reputation: Literal["observe", "enforce"] = "enforce"
     held_out: str = ""
     windows: Windows = DEFAULT_WINDOWS
     adaptive: bool = True
@@ -70,6 +110,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return TrimmedMean(beta=self.beta)
         return chosen
 
+    @property
+    def enforces(self) -> bool:
+        """Whether reputations act."""
+        return self.reputation == "enforce"
+
     def check(self) -> None:
         """Check what the types cannot say.
 
@@ -82,6 +127,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         rule(self.rule)
         if self.group_size >= ROSTER_MAX:
             raise ConfigError(f"group_size {self.group_size}: at most {ROSTER_MAX - 1}, so that a newcomer has a place")
+        if self.attestation.sketch is True:
+            raise ConfigError("attestation.sketch: is auto, off or a number")
         RingScale(self.clip, ROSTER_MAX)
 
 

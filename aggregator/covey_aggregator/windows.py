@@ -36,8 +36,9 @@ ENOUGH = 3
 LOST_GRACE = 5.0
 """Seconds that a stage still waits for a device that is lost: it may reconnect, and its session still delivers."""
 
-FOR_ALL = ("join", "shares", "masked")
-FOR_QUORUM = ("survivors", "unmask")
+FOR_ALL = ("join", "shares", "masked", "attest")
+FOR_QUORUM = ("survivors", "accept", "unmask")
+FOR_ALL_SKETCHING = (*FOR_ALL, "survivors")  # whose draw is left out of the seed cannot attest
 STAGES = (*FOR_ALL, *FOR_QUORUM)
 
 
@@ -105,23 +106,26 @@ class Paces:
                 pace.times, pace.silent = [], pace.silent or not shortened
         self._state.devices = {name: devices[name] for name in members if devices[name]}
 
-    def windows(self, task: str, whole: Windows, groups: Iterable[Collection[str]]) -> Windows:
+    def windows(
+        self, task: str, whole: Windows, groups: Iterable[Collection[str]], *, sketching: bool = False
+    ) -> Windows:
         """Return what the next round is to announce.
 
         Args:
             task: Its task.
             whole: The task's windows, which are never exceeded.
             groups: The names of each group's members.
+            sketching: Whether its devices attest sketches.
         """
         if self._state.task != task:
             return whole
-        members = [list(group) for group in groups]
-        return Windows(**{stage: self._window(stage, getattr(whole, stage), members) for stage in STAGES})
+        members, all_ = [list(group) for group in groups], FOR_ALL_SKETCHING if sketching else FOR_ALL
+        return Windows(**{name: self._window(name, getattr(whole, name), members, name in all_) for name in STAGES})
 
-    def _window(self, stage: str, whole: float, groups: list[list[str]]) -> float:
+    def _window(self, stage: str, whole: float, groups: list[list[str]], for_all: bool) -> float:
         paces = {name: self._pace(name, stage) for group in groups for name in group}
         needed = max((_fastest(group, paces) for group in groups), default=math.inf)
-        if stage in FOR_ALL:
+        if for_all:
             needed = max(needed, _share(sorted(pace for pace in paces.values() if pace is not None)))
         return min(whole, max(FLOOR, FACTOR * needed + MARGIN))
 

@@ -64,7 +64,10 @@ DESCRIPTIONS = {
     "Task.name": "The task's name. It stands in topics and signatures, and is used once in a home's life.",
     "Task.bundle": "The trainable bundle that `covey model build` wrote; a relative path starts at this file.",
     "Task.rounds": "How many rounds to run.",
-    "Task.clip": "Bound C on the L2 norm of one device's update; it also sets the ring's step.",
+    "Task.clip": (
+        "Bound C on the L2 norm of one device's update; it also sets the ring's step. With sketches it shrinks to "
+        "twice the norm that is usual."
+    ),
     "Task.group_size": "Members that a group should have; about 10 is a good choice where there are enough devices.",
     "Task.devices_min": "Wait for this many devices before the first round.",
     "Task.settle": "Seconds without a new device before groups are drawn.",
@@ -75,10 +78,23 @@ DESCRIPTIONS = {
     ),
     "Task.contamination": (
         "Share of hostile devices to be expected among those whose updates are accepted. The number of groups that "
-        "they may spoil follows, and with it what `trimmed-mean` and `multi-krum` leave out."
+        "they may spoil follows, and with it what `trimmed-mean` and `multi-krum` leave out. With sketches, the "
+        "estimate made of them counts where it is larger."
+    ),
+    "Task.attestation": "Sketches of updates, from which the aggregator tells who poisons the model.",
+    "Attestation.sketch": (
+        "Numbers in a sketch. `auto` asks for one for every 128 parameters, 8 to 64 of them and no more than the "
+        "policy allows; `off` for none. More tell more of a device's update."
+    ),
+    "Attestation.lot": (
+        "Groups whose members are all trusted attest in one round of so many, as the lot falls; others always do."
+    ),
+    "Task.reputation": (
+        "`enforce` leaves out whose sketches speak against them, and lets `clip` shrink to what is usual; `observe` "
+        "scores and warns, and acts on proofs alone."
     ),
     "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
-    "Task.windows": "Seconds for each stage. Whoever gives one gives all five.",
+    "Task.windows": "Seconds for each stage. Whoever gives one gives all but `attest` and `accept`.",
     "Task.adaptive": "Shorten windows to what devices have shown to need; `windows` are then the longest they can be.",
     "Task.sleep": "Devices sleep between stages: wait whole windows, also for devices that the broker reports lost.",
     "Task.epoch_rounds": "Closed rounds before the groups are drawn anew.",

@@ -43,6 +43,7 @@ RANGES = {
     "Plan.balance": f"0 to {plan.MAX_BALANCE:g}",
     "Task.group_size": "4 to 31",
     "Task.rule": ", ".join(f"`{name}`" for name in RULES) + "; or [a map](#rules)",
+    "Attestation.sketch": "`auto`, 8 to 64, `off`",
     "Task.name": "1 to 63 of `a-z 0-9 -`, no `-` first",
     "ServerSettings.fleet": "1 to 63 of `a-z 0-9 -`, no `-` first",
     "OperatorSettings.fleet": "1 to 63 of `a-z 0-9 -`, no `-` first",
@@ -58,6 +59,7 @@ _TYPES = {
     inspect.ListType: "list",
     inspect.UnionType: "text or map",
 }
+_KINDS = {"Attestation.sketch": "integer or text"}  # of unions that are no map
 
 
 def rows(struct: type[msgspec.Struct], prefix: str = "", defaults: Any = None) -> list[list[str]]:
@@ -84,7 +86,8 @@ def rows(struct: type[msgspec.Struct], prefix: str = "", defaults: Any = None) -
         shown = "**required**" if default is msgspec.NODEFAULT else _show(default)
         kind = _bare(field.type)
         limits = RANGES.get(name) or _limits(kind)
-        result.append([f"`{prefix}{field.name}`", _TYPES[type(kind)], shown, limits, describe(struct, field.name)])
+        word = _KINDS.get(name) or _TYPES[type(kind)]
+        result.append([f"`{prefix}{field.name}`", word, shown, limits, describe(struct, field.name)])
     return result
 
 

@@ -5,6 +5,8 @@ The masked vectors are folded into one sum as they arrive, so a group costs O(d)
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from nacl.signing import SigningKey
 
@@ -50,6 +52,8 @@ COMPLAINING = frozenset(
 )
 """From the moment at which members have their shares to the moment at which the shares are needed."""
 
+_EXCLUDED = "excluded"
+
 
 class GroupInbox:
     """One group's members in one round; ``GroupRound`` says when it goes on.
@@ -62,6 +66,7 @@ class GroupInbox:
         opened: The round's manifest.
         sequences: The last join sequence seen from each device.
         now: Seconds on the caller's monotonic clock.
+        excluded: Members who have no place on the roster.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class GroupInbox:
         opened: OpenRound,
         sequences: dict[str, int],
         now: float,
+        excluded: Collection[str] = (),
     ) -> None:
         self.grouping, self.opened = grouping, opened
         self._trust, self._key, self._sealing = trust, key, sealing
@@ -101,7 +107,7 @@ class GroupInbox:
         self.liars: dict[str, str] = {}
         self.proofs: dict[str, bytes] = {}
         self._revealed: dict[str, Revealed] = {}
-        self.declined: dict[str, str] = {}
+        self.declined = {name: _EXCLUDED for name, _ in grouping.members if name in excluded}
         self._revoked: set[str] = set()
         self._lost: dict[str, float] = {}  # and until when each is waited for
         self._passed_over: set[str] = set()
@@ -155,6 +161,15 @@ class GroupInbox:
         out = smallest_cover(self.attestation.disputes()) | self._revoked
         return [name for name in self.survivors if name in self.attestation.reports and name not in out]
 
+    def unattested(self) -> set[str]:
+        """Return the members of U whose reports are waited for; none once nobody's is."""
+        return self.attestation.silent() if self.attestation is not None and not self.attested else set()
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The members of the last set that was published to be signed for a sum; empty as long as none was."""
+        return self.summed if self._accepted_digest or not self.opened.manifest.sketch else ()
+
     def _silent(self) -> set[str]:
         before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
         return (self._members() if before_dealing else set(self.dealt)) - self._answered()
@@ -169,8 +184,8 @@ class GroupInbox:
             GroupStage.JOINING: set(self._joins),
             GroupStage.SHARING: set(self._shares),
             GroupStage.MASKING: self._arrived,
-            GroupStage.SIGNING: set(self._consents),
-            GroupStage.ATTESTING: set(self.dealt) - (self.attestation.silent() if self.attestation else set()),
+            GroupStage.SIGNING: set(self.dealt) if self.entry else set(self._consents),
+            GroupStage.ATTESTING: set(self.dealt) - self.unattested(),
             GroupStage.ACCEPTING: set(self._assents),
             GroupStage.UNMASKING: set(self._revealed),
         }.get(self.stage, self._members())
@@ -243,6 +258,8 @@ class GroupInbox:
             raise StaleError(f"{name!r} has joined already", cause="repeated")
         if name not in places:
             raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
+        if self.declined.get(name) == _EXCLUDED:
+            raise RefusedError(f"{name!r} has no place on this round's roster", cause="excluded")
         member = roster.check_join(
             data, name, places[name], opened=self.opened, grouping=self.grouping, trust=self._trust
         )

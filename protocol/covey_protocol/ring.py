@@ -59,6 +59,19 @@ class RingScale:
         """The largest magnitude, in ring units, that an honest member can put into one coordinate."""
         return math.ceil(self.clip / self.step)
 
+    def check_sketch(self, dimension: int, k: int) -> None:
+        """Refuse a sketch of which a bucket could wrap.
+
+        A bucket is a sum of d/k coordinates with random signs. Its standard deviation follows from the largest norm of
+        a rounded update, and six of them have to fit the ring.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        deviation = math.sqrt(((self.clip / self.step) ** 2 + dimension / 4) / k)
+        if 6 * deviation > HALF_RING:
+            raise ConfigError(f"a sketch of {k} numbers could wrap: of {dimension} parameters, {self.n_max} in a group")
+
     def _metric_units(self) -> int:
         return HALF_RING // self.n_max - 1
 

@@ -139,7 +139,7 @@ class Fleet:
 
     def start_task(self, bundle: Path, held_out: Path) -> None:
         """Write the scenario's task file and start it."""
-        scenario = self._scenario
+        scenario, asked = self._scenario, self._scenario.attesting
         task = {
             "name": TASK,
             "bundle": str(bundle.absolute()),
@@ -150,7 +150,14 @@ class Fleet:
             "devices_min": len(self._names),
             "settle": 0.5,
             "rule": msgspec.to_builtins(scenario.rule),
-            "windows": {"join": 15, "shares": 15, "masked": 60, "survivors": 15, "unmask": 15},
+            "contamination": scenario.contamination,
+            "attestation": {"sketch": "off"} if asked is None else {"sketch": asked.sketch or "auto", "lot": asked.lot},
+            "reputation": scenario.reputation,
+            "epoch_rounds": scenario.epoch_rounds,
+            "windows": {
+                **{"join": 15, "shares": 15, "masked": 60, "survivors": 15, "attest": 30, "accept": 15},
+                "unmask": 15,
+            },
             "local": msgspec.to_builtins(scenario.plan),
         }
         path = self._folder / "task.yaml"

@@ -143,6 +143,7 @@ def write_status(home: Path, **fields: object) -> None:
         "holds": "not taking part in 'digits': batches of 4096; profile pi-4 allows 128",
         "tasks": {"digits": {"round": 7, "stage": "masked", "rounds_closed": 6, "model": "abcdef"}},
         "exposure": {"sets": 12, "groupings": 2, "max": 40, "by_grouping": {"2-s-0": 4, "3-s-0": 8}},
+        "sketches": {"numbers": 128, "budget": 6400},
         "refusals": {"signature": 2},
     }
     (home / "status.json").write_text(json.dumps({**status, **fields}))
@@ -159,6 +160,7 @@ def test_status_in_words(agent: Call, tmp_path: Path) -> None:
         "held back: not taking part in 'digits': batches of 4096",
         "task digits: round 7, masked, 6 rounds closed, model abcdef",
         "exposure: 12 different sums in 2 groupings, of at most 40",
+        "sketches: 128 numbers told, of at most 6400",
         "refused 2 messages: signature",
     ):
         assert part in out

@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
+from covey_aggregator.attesting import make_sketches
 from covey_aggregator.cli import cli
-from covey_aggregator.combine import combine
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, ServerHome, init_server
 from covey_aggregator.operator import POLICY_FILE, OperatorHome, init_operator, open_operator
@@ -30,7 +30,7 @@ from covey_aggregator.records import RoundRecord
 from covey_aggregator.rules import cap_norms, spoilt_groups
 from covey_aggregator.service import _sum
 from covey_aggregator.store import Store, TaskRow
-from covey_aggregator.task import Task
+from covey_aggregator.task import Attestation, Task
 from covey_modelkit.build import build_bundle
 from covey_modelkit.presets import softmax
 from covey_protocol import envelope, identity, ring, topics
@@ -53,7 +53,8 @@ from covey_protocol.round_table import DeviceStage
 FLEET = "meadow"
 FEATURES, CLASSES = 6, 3
 DIMENSION = FEATURES * CLASSES + CLASSES
-WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, unmask=10)
+WINDOWS = Windows(join=10, shares=10, masked=10, survivors=10, attest=10, accept=10, unmask=10)
+NO_SKETCHES = Attestation(sketch="off")  # in tests of something else
 Vector = NDArray[np.float32]
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
 
@@ -88,6 +89,7 @@ def make_task(folder: Path, **changes: Any) -> Task:
         "group_size": 5,
         "settle": 0.0,
         "windows": WINDOWS,
+        "attestation": NO_SKETCHES,
     }
     return Task(**{**fields, **changes})
 
@@ -396,6 +398,8 @@ class Fleet:
         run = self.coordinator.run
         if run is None:
             return
+        for shard in run.to_sketch():
+            self._jobs.append(partial(self._sketch, shard))
         for name in run.to_sum():
             self._jobs.append(partial(self._sum, name))
         if self.coordinator.phase is Phase.COMBINING and self._combining is not run:
@@ -404,15 +408,19 @@ class Fleet:
 
     def _sum(self, name: str) -> None:
         assert self.coordinator.run is not None
-        mean, reason, culprits = _sum(self.coordinator.run.groups[name])
+        run = self.coordinator.run
+        assert run is not None
+        mean, reason, culprits = _sum(run.groups[name], run.spool)
         self.carry(self.coordinator.summed(name, mean, reason, self.now, culprits))
 
+    def _sketch(self, shard: str) -> None:
+        run = self.coordinator.run
+        assert run is not None
+        sketches = make_sketches(run.attesting.groups(shard), run.spool)
+        self.carry(self.coordinator.sketched(shard, sketches, "", self.now))
+
     def _combine(self) -> None:
-        weights, means, task, evaluator = self.coordinator.combine_inputs()
-        outcome = combine(
-            weights, means, rule=task.across_groups, contamination=task.contamination, evaluator=evaluator
-        )
-        self.carry(self.coordinator.combined(outcome, self.now))
+        self.carry(self.coordinator.combined(self.coordinator.combine_inputs()(), self.now))
 
     def weights(self, digest: bytes) -> Vector:
         """Return a model that the aggregator keeps."""

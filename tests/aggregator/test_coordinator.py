@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.aggregator.fleet import DIMENSION, FLEET, WINDOWS, Device, Fleet, tiny_bundle
@@ -18,7 +19,6 @@ from covey_aggregator.rules.multi_krum import MultiKrum
 from covey_aggregator.windows import ENOUGH, FLOOR, LOST_GRACE
 from covey_protocol import envelope, topics
 from covey_protocol.errors import PeerError, StaleError
-from covey_protocol.messages import Windows
 from covey_protocol.policy import Policy
 
 
@@ -540,7 +540,9 @@ def test_windows_shrink_to_what_devices_need_and_stay_so_after_a_restart(
     assert fleet.finish().status == "done"
     first, *_, after, last = (opened.manifest.windows for opened in fleet.opened)
     assert first == WINDOWS
-    short = Windows(**dict.fromkeys(("join", "shares", "masked", "survivors", "unmask"), FLOOR))
+    short = msgspec.structs.replace(
+        WINDOWS, **dict.fromkeys(("join", "shares", "masked", "survivors", "unmask"), FLOOR)
+    )
     assert after == (short if adaptive else WINDOWS)
     assert last.shares == WINDOWS.shares  # for it was too short for somebody
     assert fleet.records()[-2].seconds == (FLOOR if adaptive else WINDOWS.shares)

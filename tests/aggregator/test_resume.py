@@ -22,6 +22,7 @@ from covey_aggregator.coordinator import Phase
 from covey_aggregator.home import DATABASE_FILE, SPOOLS
 from covey_aggregator.journal import GRACE, GRACE_SHARE, RESUMED, Journal
 from covey_aggregator.service import Service
+from covey_aggregator.task import Attestation
 from covey_protocol import envelope, topics
 from covey_protocol.effects import Effect, Publish
 from covey_protocol.messages import Abort, Close, Windows
@@ -29,6 +30,7 @@ from covey_protocol.payload import read
 from covey_protocol.round_table import GroupStage
 
 When = Literal["before", "after", "said"]
+SKETCHING: dict[str, Any] = {"attestation": Attestation(sketch=8), "reputation": "observe"}  # updates are random here
 
 
 class KilledError(Exception):
@@ -83,7 +85,7 @@ class Mortal(Fleet):
         models = {(o.task, o.round, o.attempt): o.manifest.model.digest for o in self.opened}
         said = Counter[tuple[str, str, bytes]]()
         for name, kind, data in {(name, send.kind, send.data) for name, send in self.wire if not send.transfer}:
-            if kind in (topics.MASKED, topics.SURVIVORS):
+            if kind in (topics.MASKED, topics.SURVIVORS, topics.ATTEST, topics.ACCEPT):
                 message = envelope.parse(data)
                 said[name, kind, models[message.task, message.round, message.attempt]] += 1
         return [(name, kind) for (name, kind, _), count in said.items() if count > 1]
@@ -115,9 +117,10 @@ def check_whole(fleet: Mortal, rounds: int, devices: int) -> None:
     assert list((fleet.home.path / SPOOLS).iterdir()) == []
 
 
-def test_a_kill_at_every_commit_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sketches", [{}, SKETCHING], ids=["plain", "sketches"])
+def test_a_kill_at_every_commit_costs_nothing(tmp_path: Path, sketches: dict[str, Any]) -> None:
     fleet = Mortal(tmp_path, 5)
-    fleet.start(rounds=2)
+    fleet.start(rounds=2, **sketches)
     rng = random.Random(7)
     fleet.sentence = lambda _number: rng.choice(["before", "after", "said", None])
     assert fleet.live_on() > 60
@@ -129,9 +132,10 @@ def test_a_kill_at_every_commit_costs_nothing(tmp_path: Path) -> None:
     "number", [*range(1, 65, 9), *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 65) if n % 9 != 1)]
 )
 @pytest.mark.parametrize("when", ["before", "after", "said"])
-def test_a_kill_at_any_commit_costs_nothing(tmp_path: Path, number: int, when: When) -> None:
+@pytest.mark.parametrize("sketches", [{}, SKETCHING], ids=["plain", "sketches"])
+def test_a_kill_at_any_commit_costs_nothing(tmp_path: Path, number: int, when: When, sketches: dict[str, Any]) -> None:
     fleet = Mortal(tmp_path, 5)
-    fleet.start(rounds=2)
+    fleet.start(rounds=2, **sketches)
     first = fleet.commits
     fleet.sentence = lambda commit: when if commit == first + number else None
     assert fleet.live_on() == 1
@@ -148,6 +152,8 @@ STAGES = [
     GroupStage.SHARING,
     GroupStage.MASKING,
     GroupStage.SIGNING,
+    GroupStage.ATTESTING,
+    GroupStage.ACCEPTING,
     GroupStage.UNMASKING,
     GroupStage.SUMMING,
 ]
@@ -156,7 +162,12 @@ STAGES = [
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_was_lost_on_its_way_is_said_again_byte_for_byte(tmp_path: Path, stage: GroupStage) -> None:
     fleet = Mortal(tmp_path, 5)
-    fleet.start(rounds=1)
+    fleet.start(rounds=1, **SKETCHING)
+    fleet.hold_jobs = stage is GroupStage.ATTESTING
+    if stage is GroupStage.SUMMING:
+        fleet.run_until(lambda: in_stage(fleet, GroupStage.UNMASKING))
+    else:
+        fleet.run_until(lambda: in_stage(fleet, stage))
     fleet.hold_jobs = True
     fleet.run_until(lambda: in_stage(fleet, stage))
     fleet.repeated.clear()
@@ -168,6 +179,8 @@ def test_what_was_lost_on_its_way_is_said_again_byte_for_byte(tmp_path: Path, st
         GroupStage.SHARING: {topics.ROSTER},
         GroupStage.MASKING: set(),  # DEALT goes to each device by itself
         GroupStage.SIGNING: {topics.SURVIVORS},
+        GroupStage.ATTESTING: {topics.ATTEST},
+        GroupStage.ACCEPTING: {topics.ATTEST, topics.ACCEPT},
         GroupStage.UNMASKING: {topics.UNMASK},
         GroupStage.SUMMING: set(),
     }[stage]
@@ -306,7 +319,7 @@ DAMAGE: dict[str, tuple[Callable[[Mortal], None], str]] = {
     "head": (lambda f: _damage(f, "UPDATE journal_head SET head = x'00'"), "the head of its journal is damaged"),
     "version": (
         lambda f: _damage(f, "UPDATE journal_head SET version = 99"),
-        "its journal is of version 99, this is version 1",
+        "its journal is of version 99, this is version 2",
     ),
     "missing": (lambda f: _damage(f, "DELETE FROM journal WHERE id = 3"), "leads to other messages than before"),
     "order": (

@@ -17,13 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
-from tests.aggregator.fleet import FLEET, Device, make_homes, make_task
+from tests.aggregator.fleet import FLEET, NO_SKETCHES, Device, make_homes, make_task
 from tests.aggregator.live import Agents, Clock, Live, Tap, enrol_agent, live_homes, live_task, until
 
+import covey_aggregator.coordinator
 import covey_aggregator.service
 from covey_aggregator.combine import Combined, combine
 from covey_aggregator.home import SETTINGS_FILE, open_server
 from covey_aggregator.service import Service
+from covey_aggregator.task import Attestation
 from covey_modelkit.build import build_bundle
 from covey_modelkit.presets import softmax
 from covey_protocol import envelope, topics
@@ -253,7 +255,7 @@ def test_a_combination_that_ends_behind_its_stopped_task_touches_no_other(
             assert release.wait(60)
         return combine(*values, **options)
 
-    monkeypatch.setattr(covey_aggregator.service, "combine", slow)
+    monkeypatch.setattr(covey_aggregator.coordinator, "combine", slow)
     names = [f"pi-{number}" for number in range(4)]
     with (
         Live(home, clock=clock) as live,
@@ -294,16 +296,24 @@ def test_jobs_that_fail_end_the_group_or_the_task_and_not_the_service(
         raise MemoryError("too little")
 
     with Live(home, clock=Clock()) as live, Agents(enrol_agent(tmp_path, operator, home, name) for name in names):
-        for name, job, reason in (("sums", "_sum", "aborted"), ("combining", "combine", "combining the groups failed")):
+        for name, where, job, reason in (
+            ("sketches", covey_aggregator.service, "make_sketches", "aborted"),
+            ("sums", covey_aggregator.service, "_sum", "aborted"),
+            ("combining", covey_aggregator.coordinator, "combine", "combining the groups failed"),
+        ):
             with monkeypatch.context() as patch:
-                patch.setattr(covey_aggregator.service, job, broken)
-                live.service.store.add_task(live_task(tmp_path, name=name, rounds=1, attempts=1, settle=0.0))
+                patch.setattr(where, job, broken)
+                attestation = Attestation() if name == "sketches" else NO_SKETCHES
+                live.service.store.add_task(
+                    live_task(tmp_path, name=name, rounds=1, attempts=1, settle=0.0, attestation=attestation)
+                )
                 live.until_ended(name)
             row = live.call(lambda name=name: live.service.store.task(name))  # type: ignore[misc]
             assert row is not None
             assert row.status == "failed"
             assert reason in row.reason
-        assert any("the sum failed: too little" in text for _, _, _, text in live.service.store.events())
+        events = [text for _, _, _, text in live.service.store.events()]
+        assert all(any(f"the {job} failed: too little" in text for text in events) for job in ("sketches", "sum"))
         live.service.store.add_task(live_task(tmp_path, name="whole", rounds=1, settle=0.0))
         live.until_ended("whole")
         assert live.status("whole") == "done"

@@ -55,9 +55,9 @@ def test_windows_are_whole_until_enough_has_been_seen() -> None:
 def test_never_under_the_floor_nor_over_the_tasks_window() -> None:
     assert windows(after(*[answers(even(0.01))] * ENOUGH)).join == FLOOR
     assert windows(after(*[answers(even(90.0))] * ENOUGH)).join == WHOLE.join
-    short = Windows(join=1, shares=2, masked=3, survivors=4, unmask=60)
+    short = Windows(join=1, shares=2, masked=3, survivors=4, attest=3, accept=2, unmask=60)
     found = after(*[answers(even(0.01))] * ENOUGH).windows(TASK, short, [NAMES])
-    assert found == Windows(join=1, shares=2, masked=3, survivors=4, unmask=FLOOR)
+    assert found == Windows(join=1, shares=2, masked=3, survivors=4, attest=3, accept=2, unmask=FLOOR)
 
 
 def test_one_slow_round_changes_little() -> None:
@@ -78,8 +78,12 @@ def test_the_quorums_stages_wait_for_t_and_no_more() -> None:
     t = threshold(len(NAMES))
     seconds = {name: 2.0 if place < t else 30.0 for place, name in enumerate(NAMES)}
     found = windows(after(*[answers(seconds)] * ENOUGH))
-    assert [getattr(found, stage) for stage in FOR_QUORUM] == [FACTOR * 2 + MARGIN] * 2
-    assert [getattr(found, stage) for stage in FOR_ALL] == [FACTOR * 30 + MARGIN] * 2 + [FACTOR * 30 + MARGIN]
+    assert [getattr(found, stage) for stage in FOR_QUORUM[:1]] == [FACTOR * 2 + MARGIN]
+    assert (found.accept, found.unmask) == (FACTOR * 2 + MARGIN, FACTOR * 2 + MARGIN)
+    assert [getattr(found, stage) for stage in FOR_ALL if stage != "attest"] == [FACTOR * 30 + MARGIN] * 3
+    assert found.attest == WHOLE.attest  # no more than that
+    sketching = after(*[answers(seconds)] * ENOUGH).windows(TASK, WHOLE, [NAMES], sketching=True)
+    assert sketching.survivors == FACTOR * 30 + MARGIN  # whose draw is left out cannot attest
     only_quorum = windows(after(*[answers(even(2.0, NAMES[:t]), stages=FOR_QUORUM)] * ENOUGH))
     assert only_quorum.survivors == FACTOR * 2 + MARGIN  # whoever was not among the first t was never measured
     assert windows(after(*[answers(even(2.0, NAMES[: t - 1]))] * ENOUGH)) == WHOLE

@@ -14,6 +14,7 @@ from covey_protocol import prg, ring
 from covey_protocol.errors import ConfigError, LocalError
 from covey_protocol.prg import Ring
 from covey_protocol.ring import LOSS_CAP, METRICS, NORM_CAP_CLIPS, SAMPLES_CAP, Metrics, RingScale
+from covey_protocol.sketch import SketchMatrix
 
 MOST = Metrics(loss=1e9, accuracy=2, samples=1e9, norm=1e9)
 LEAST = Metrics(loss=-1, accuracy=-1, samples=0, norm=0)
@@ -299,3 +300,24 @@ def test_clipping_on_the_way_is_clipping_before() -> None:
     assert ring.clip_factor(clipped * np.float32(0.5), scale.clip)[0] == 1.0
     with pytest.raises(LocalError, match="clipped"):
         ring.encode(update, QUIET, scale, seed(3), 100.0)
+
+
+def test_a_sketch_whose_buckets_could_wrap_is_refused() -> None:
+    for n_max, k in ((4, 8), (11, 8), (32, 64)):
+        RingScale(1.0, n_max).check_sketch(1_000_000, k)
+    with pytest.raises(ConfigError, match="could wrap"):
+        RingScale(1.0, 1).check_sketch(1_000, 8)  # one vector may fill the ring by itself
+    with pytest.raises(ConfigError, match="could wrap"):
+        RingScale(1.0, 4).check_sketch(10**9, 8)  # by rounding alone
+
+
+def test_no_bucket_of_a_clipped_update_wraps() -> None:
+    scale, dimension = RingScale(1.0, 4), 4096
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        update = rng.normal(size=dimension).astype(np.float32)
+        update /= np.float32(np.linalg.norm(update))
+        units = np.round(update / scale.step).astype(np.int64)
+        whole = SketchMatrix(bytes([number]) * 32, dimension, 8).of([units.astype(np.int16).view(np.uint16)])[0]
+        # The sum over buckets of squares is near the squared norm: nothing has wrapped.
+        assert np.sum(whole.view(np.int16).astype(np.float64) ** 2) < 6 * float(units @ units)
