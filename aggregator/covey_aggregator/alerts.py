@@ -20,13 +20,12 @@ KEPT = 1000
 _FIELDS = "id, at, kind, device, text, task, round"
 
 QUARANTINED, BANNED, SECOND_KEY = "quarantined", "banned", "second-key"
-FLAGGED, CONTAMINATED, SYBILS, ACCURACY = "flagged-round", "contamination", "sybil-wave", "accuracy-fell"
+FLAGGED, SYBILS, ACCURACY = "flagged-round", "sybil-wave", "accuracy-fell"
 KINDS = {
     QUARANTINED: "a device came into quarantine, by its evidence or by the operator's word",
     BANNED: "a device is proven to have lied, and never comes back",
     SECOND_KEY: "a token, or a device's name, was shown with another key than before",
-    FLAGGED: "a round's outcome is doubtful",
-    CONTAMINATED: "more groups are expected to be spoilt than the rule across groups withstands",
+    FLAGGED: "more groups may be spoilt than the rule across groups withstands; the round took a short step",
     SYBILS: "many devices joined at once, or newcomers send copies of each other's updates",
     ACCURACY: "the model's accuracy fell",
 }

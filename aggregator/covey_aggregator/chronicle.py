@@ -124,20 +124,14 @@ class Chronicle:
         if self.alerts.second_key(device, text):
             self.audit.note("second-key", device, text)
 
-    def round_over(
-        self, task: str, records: Sequence[RoundRecord], *, flag: str = "", spoilt: int = 0, withstands: int = 0
-    ) -> None:
+    def round_over(self, task: str, records: Sequence[RoundRecord]) -> None:
         """Write down a round and ring where it asks for it.
 
         Args:
             task: Its task.
             records: The task's rounds, oldest first; the last one is this.
-            flag: What is doubtful about its outcome, if anything is.
-            spoilt: Groups that are expected to be spoilt.
-            withstands: Groups that the rule across groups withstands.
         """
         record = records[-1]
-        where = {"task": task, "round_": record.round}
         self.audit.note(
             "round",
             "",
@@ -148,15 +142,12 @@ class Chronicle:
             groups=record.groups,
             groups_aborted=record.groups_aborted,
         )
-        if flag:
-            self.alerts.ring(alerts.FLAGGED, flag, **where)  # type: ignore[arg-type]
-        if spoilt > withstands:
-            text = f"{spoilt} groups are expected to be spoilt, and the rule across groups withstands {withstands}"
-            self.alerts.ring(alerts.CONTAMINATED, text, **where)  # type: ignore[arg-type]
+        if record.flag:
+            self.alerts.ring(alerts.FLAGGED, record.flag, task=task, round_=record.round)
         if fallen := alerts.fallen_accuracy(records, self._settings.accuracy_drop):
-            self.alerts.ring(alerts.ACCURACY, fallen, **where)  # type: ignore[arg-type]
+            self.alerts.ring(alerts.ACCURACY, fallen, task=task, round_=record.round)
         there, before = len(self._store.devices()), self._store.number(_DEVICES)
         if there != before:
             self._store.set_number(_DEVICES, there)
         if wave := alerts.many_joined(there - before, before, self._settings.joined_share):
-            self.alerts.ring(alerts.SYBILS, wave, **where)  # type: ignore[arg-type]
+            self.alerts.ring(alerts.SYBILS, wave, task=task, round_=record.round)

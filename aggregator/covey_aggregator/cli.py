@@ -15,6 +15,7 @@ import click
 
 from covey_aggregator.cli_audit import alerts_command, audit
 from covey_aggregator.cli_device import device
+from covey_aggregator.cli_reputation import quarantine_command, release_command
 from covey_aggregator.cli_task import task
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, init_server, open_server
 from covey_aggregator.operator import init_operator, open_operator
@@ -135,6 +136,8 @@ def events_command(home: Path, as_json: bool, after: int) -> None:
 cli.add_command(alerts_command)
 cli.add_command(audit)
 cli.add_command(device)
+device.add_command(quarantine_command)
+device.add_command(release_command)
 cli.add_command(task)
 # Commands of extras that may not be installed: the package, what it needs, and the command in it.
 for module, needs, name in (("covey_modelkit", "onnx", "model"), ("covey_simulator", "sklearn", "simulate")):

@@ -7,10 +7,12 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from covey_aggregator import exposure
+from covey_aggregator.desk_view import DeskView
 from covey_aggregator.files import PRIVATE, replace
 from covey_aggregator.home import BUNDLES, DATABASE_FILE, ServerHome, open_server
 from covey_aggregator.operator import OperatorHome, open_operator
@@ -146,7 +148,7 @@ def list_command(home: Path, as_json: bool) -> None:
     """
     server = open_server(home)
     store = Store(home / DATABASE_FILE)
-    rows, revoked = store.devices(), _revoked(server, store)
+    rows, revoked, view = store.devices(), _revoked(server, store), DeskView(store)
     enrolled = {row.name for row in rows}
     invited = [entry for entry in store.invited() if entry[0] not in enrolled]
     gone = revoked.withdrawn(store.tokens())
@@ -155,6 +157,7 @@ def list_command(home: Path, as_json: bool) -> None:
             {
                 "name": row.name,
                 "status": revoked.status(row),
+                **dict(zip(("state", "score"), view.brief(row.name), strict=True)),
                 "profile": row.profile,
                 "key": row.key.hex(),
                 "seen": row.seen,
@@ -167,8 +170,9 @@ def list_command(home: Path, as_json: bool) -> None:
         click.echo(json.dumps({"devices": devices, "invited": open_, "withdrawn": withdrawn}, indent=2))
         return
     for row in rows:
-        status = revoked.status(row)
-        click.echo(f"{row.name:<24} {status:<9} {row.profile:<16} key {short(row.key)}  seen {_ago(row.seen)}")
+        status, (state, score) = revoked.status(row), view.brief(row.name)
+        shown = f"{state:<11} {'' if score is None else f'{score:.2f}':<4}"
+        click.echo(f"{row.name:<24} {status:<9} {shown} {row.profile:<16} key {short(row.key)}  seen {_ago(row.seen)}")
     for name, profile, _ in invited:
         click.echo(f"{name:<24} {'withdrawn' if name in gone else 'invited':<9} {profile:<16}")
     if not rows and not invited:
@@ -178,13 +182,15 @@ def list_command(home: Path, as_json: bool) -> None:
 @device.command("show")
 @click.argument("name")
 @home_option
+@click.option("--history", is_flag=True, help="Also what every round said of it, and what was decided about it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(name: str, home: Path, as_json: bool) -> None:
-    """Show one device.
+def show(name: str, home: Path, history: bool, as_json: bool) -> None:
+    """Show one device: who it is, how it stands and why.
 
     \b
-    Example:
+    Examples:
       covey device show pi-kitchen --home home
+      covey device show pi-kitchen --home home --history
     """
     server = open_server(home)
     store = Store(home / DATABASE_FILE)
@@ -193,8 +199,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
         raise ConfigError(f"there is no device {name!r}; see `covey device list`")
     records = (record for task in store.tasks() for record in store.rounds(task.task.name))
     exposed = exposure.count(records).get(name, exposure.Exposure())
-    revoked = _revoked(server, store)
-    details = {
+    revoked, view = _revoked(server, store), DeskView(store)
+    details: dict[str, Any] = {
         "name": row.name,
         "status": revoked.status(row),
         "profile": row.profile,
@@ -206,13 +212,19 @@ def show(name: str, home: Path, as_json: bool) -> None:
         "sets": exposed.sets,
         "groupings": exposed.groupings,
         "seen": row.seen,
+        **view.details(name),
         **revoked.details(row),
     }
     if as_json:
-        click.echo(json.dumps(details, indent=2))
+        click.echo(json.dumps(details | ({"history": view.history(name)} if history else {}), indent=2))
         return
     for key, value in details.items():
-        click.echo(f"{key:<14} {_ago(row.seen) if key == 'seen' else value}")
+        shown = _ago(row.seen) if key == "seen" else value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{part} {number:+.2f}" for part, number in value.items())
+        click.echo(f"{key:<14} {'; '.join(value) if isinstance(value, list) else shown}")
+    for line in view.history_lines(name) if history else []:
+        click.echo(line)
 
 
 def _operator_of(server: ServerHome, ophome: Path | None) -> OperatorHome:

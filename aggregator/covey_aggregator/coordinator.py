@@ -603,7 +603,7 @@ class Coordinator:
         self._keep_proofs(run)
         name = self._running.task.name
         records = self._store.rounds(name, after=max(0, self._running.round - _LOOK_BACK))
-        self.chronicle.round_over(name, records, flag=records[-1].flag)
+        self.chronicle.round_over(name, records)
         return self._judgement.round_ended(
             run,
             self._running.task,

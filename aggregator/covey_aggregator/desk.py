@@ -18,7 +18,8 @@ from covey_aggregator.store import Store
 from covey_protocol.effects import Note
 from covey_protocol.errors import ConfigError, StateError
 
-QUARANTINE, RELEASE = "quarantine", "release"
+QUARANTINE: Literal["quarantine"] = "quarantine"
+RELEASE: Literal["release"] = "release"
 What = Literal["quarantine", "release"]
 _DONE = {QUARANTINE: "quarantined", RELEASE: "released"}
 _RELEASED_FROM = (State.SUSPECT, State.QUARANTINED)

@@ -61,9 +61,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
 
 
-AlertKind = Literal[
-    "quarantined", "banned", "second-key", "flagged-round", "contamination", "sybil-wave", "accuracy-fell"
-]
+AlertKind = Literal["quarantined", "banned", "second-key", "flagged-round", "sybil-wave", "accuracy-fell"]
 
 
 class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

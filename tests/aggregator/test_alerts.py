@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 
 from covey_aggregator import alerts
@@ -15,15 +16,9 @@ from covey_aggregator.records import RoundRecord
 from covey_aggregator.store import DeviceRow, Store
 
 
-def record(number: int, accuracy: float | None, federated: float | None = None) -> RoundRecord:
+def record(number: int, accuracy: float | None, federated: float | None = None, flag: str = "") -> RoundRecord:
     made = RoundRecord.aborted(number, 1, "00", 1.0, [])
-    return RoundRecord(
-        **{
-            **{n: getattr(made, n) for n in made.__struct_fields__},
-            "accuracy": accuracy,
-            "federated_accuracy": federated,
-        }
-    )
+    return msgspec.structs.replace(made, accuracy=accuracy, federated_accuracy=federated, flag=flag)
 
 
 def test_the_settings_know_every_kind() -> None:
@@ -113,11 +108,11 @@ def test_a_round_rings_for_what_is_wrong_with_it(tmp_path: Path) -> None:
     good = [record(1, 0.9)]
     chronicle.round_over("t", good)
     assert kinds(chronicle) == []  # the founders are no wave
-    chronicle.round_over("t", [*good, record(2, 0.5)], flag="doubtful", spoilt=3, withstands=2)
-    assert kinds(chronicle) == [alerts.FLAGGED, alerts.CONTAMINATED, alerts.ACCURACY]
+    chronicle.round_over("t", [*good, record(2, 0.5, flag="doubtful")])
+    assert kinds(chronicle) == [alerts.FLAGGED, alerts.ACCURACY]
     assert {(alert.task, alert.round) for alert in chronicle.alerts.after(0)} == {("t", 2)}
     enrol(store, 9)
-    chronicle.round_over("t", [*good, record(3, 0.9)], spoilt=2, withstands=2)
-    assert kinds(chronicle)[3:] == [alerts.SYBILS]
+    chronicle.round_over("t", [*good, record(3, 0.9)])
+    assert kinds(chronicle)[2:] == [alerts.SYBILS]
     chronicle.round_over("t", [*good, record(4, 0.9)])
-    assert len(kinds(chronicle)) == 4  # once is enough
+    assert len(kinds(chronicle)) == 3  # once is enough
