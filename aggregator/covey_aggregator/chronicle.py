@@ -87,12 +87,13 @@ class Chronicle:
                 )
             if verdict.after is State.QUARANTINED and verdict.before is not State.QUARANTINED:
                 self.alerts.ring(alerts.QUARANTINED, standing.words, device=name, task=task, round_=round_)
-        self.evidence.note(lines)
         self._clones(lines, task, round_)
+        self.evidence.note(lines)
 
     def _clones(self, lines: Sequence[EvidenceLine], task: str, round_: int) -> None:
-        """Ring when newcomers send copies of each other's updates."""
+        """Ring when newcomers send copies of each other's updates, once for those who went on to do so."""
         copies = [line.device for line in lines if line.before in NEWCOMERS and line.parts.clones >= _CLONE]
+        copies = [name for name in copies if not any(line.parts.clones >= _CLONE for line in self.evidence.of(name, 1))]
         if len(copies) < max(_CLONES_AT_LEAST, _CLONES_SHARE * len(lines)):
             return
         names = ", ".join(copies[:10]) + (" and others" if len(copies) > 10 else "")
@@ -144,7 +145,9 @@ class Chronicle:
         )
         if record.flag:
             self.alerts.ring(alerts.FLAGGED, record.flag, task=task, round_=record.round)
-        if fallen := alerts.fallen_accuracy(records, self._settings.accuracy_drop):
+        drop = self._settings.accuracy_drop
+        fallen = alerts.fallen_accuracy(records, drop)
+        if fallen and not alerts.fallen_accuracy(records[:-1], drop):  # once for one fall
             self.alerts.ring(alerts.ACCURACY, fallen, task=task, round_=record.round)
         there, before = len(self._store.devices()), self._store.number(_DEVICES)
         if there != before:

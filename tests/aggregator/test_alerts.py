@@ -111,6 +111,8 @@ def test_a_round_rings_for_what_is_wrong_with_it(tmp_path: Path) -> None:
     chronicle.round_over("t", [*good, record(2, 0.5, flag="doubtful")])
     assert kinds(chronicle) == [alerts.FLAGGED, alerts.ACCURACY]
     assert {(alert.task, alert.round) for alert in chronicle.alerts.after(0)} == {("t", 2)}
+    chronicle.round_over("t", [*good, record(2, 0.5), record(3, 0.5)])
+    assert len(kinds(chronicle)) == 2  # once for one fall
     enrol(store, 9)
     chronicle.round_over("t", [*good, record(3, 0.9)])
     assert kinds(chronicle)[2:] == [alerts.SYBILS]

@@ -194,6 +194,19 @@ def test_what_rounds_said_is_kept_shown_and_explained(office: Office) -> None:
     assert check(AuditLog(office.store).entries()).entries >= len(moves)
 
 
+def test_newcomers_who_copy_each_other_ring_once(office: Office) -> None:
+    rng = np.random.default_rng(11)
+    for number in range(1, 9):
+        common, mine = rng.normal(size=16), rng.normal(size=16)
+        sketches = {name: common + 0.8 * rng.normal(size=16) for name in NAMES}
+        sketches |= {name: mine + 0.001 * rng.normal(size=16) for name in NAMES[:5]}
+        ruling = office.book.settle(office.book.ruling(sketches))
+        office.chronicle.settled("digits", number, 1, ruling, office.book)
+    waves = [alert for alert in office.chronicle.alerts.after(0) if alert.kind == alerts.SYBILS]
+    assert len(waves) == 1
+    assert all(name in waves[0].text for name in NAMES[:5])
+
+
 def test_a_device_that_was_in_no_group_is_shown_without_a_reputation(office: Office) -> None:
     office.store.put_device(DeviceRow("new", b"k", b"t", "pi-4", "online", 1, 0, "", "", 0.0))
     assert office.shown("new")["state"] == "-"
