@@ -587,7 +587,7 @@ class Coordinator:
         """Keep proofs that members of this round's groups have lied, each checked as anybody else would check it."""
         known = self._store.proofs()
         for group in run.groups.values():
-            for name, proof in group.proofs.items():
+            for name, proof in list(group.proofs.items()):  # the job that sums another group may be adding to its own
                 if name in known:
                     continue
                 try:

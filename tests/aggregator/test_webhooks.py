@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.agent.test_paho_client import make_certificate
 
 from covey_aggregator import alerts, webhooks
 from covey_aggregator.alerts import AlertBook
@@ -28,7 +30,8 @@ PATIENCE = 30.0
 class Receiver:
     """A real HTTP server that answers as a test says, and keeps what it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+        self.scheme = "https" if certificate else "http"
         self.answers: list[int] = []
         self.heard: list[tuple[str, dict[str, str], bytes]] = []
         self.hang = threading.Event()
@@ -51,12 +54,16 @@ class Receiver:
                 """Say nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://user:pass-{SECRET}@127.0.0.1:{self.server.server_port}/hook/{SECRET}?token={SECRET}"
+        return f"{self.scheme}://user:pass-{SECRET}@127.0.0.1:{self.server.server_port}/hook/{SECRET}?token={SECRET}"
 
     def texts(self) -> list[str]:
         return [json.loads(body)["text"] for _, _, body in self.heard]
@@ -200,6 +207,20 @@ def test_secrets_in_the_url_are_in_no_log_and_no_error(
             Webhook(WebhookSettings(url=url), tmp_path, "meadow")
         assert SECRET not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def test_tls_is_checked_against_the_ca_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_certificate(tmp_path, "pager")
+    receiver = Receiver((tmp_path / "pager.pem", tmp_path / "pager.key"))
+    try:
+        hooks, book, _ = rig(tmp_path, WebhookSettings(url=receiver.url))  # which no public CA vouches for
+        book.ring(alerts.BANNED, "alert")
+        serve(hooks, book, lambda: "SSLCertVerificationError" in caplog.text)
+        assert receiver.heard == []
+        hooks = Webhooks([Webhook(WebhookSettings(url=receiver.url, ca_file="pager.pem"), tmp_path, "meadow")], book)
+        serve(hooks, book, lambda: len(receiver.heard) == 1)
+    finally:
+        receiver.stop()
 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
