@@ -32,6 +32,7 @@ from covey_protocol.device_round import DeviceRound
 from covey_protocol.errors import LocalError
 from covey_simulator.attacks import Coalition, PoisoningTrainer, malicious_devices, round_class
 from covey_simulator.broker import Kind, RunningBroker, start_broker
+from covey_simulator.chronicle import Opinion
 from covey_simulator.data import device_names
 from covey_simulator.oddities import Diet, OddTrainer
 from covey_simulator.scenario import Scenario
@@ -185,6 +186,10 @@ class Fleet:
                 time.sleep(0.1)
         finally:
             store.close()
+
+    def opinions(self) -> dict[str, Opinion]:
+        """Return what the aggregator thinks of each device; nothing where devices are not scored."""
+        return {}
 
     def traffic(self) -> Traffic:
         """Return what all devices have sent and received so far."""

@@ -20,8 +20,8 @@ from covey_protocol.errors import CoveyError
 from covey_simulator.attacks import malicious_devices
 from covey_simulator.baseline import run_clear
 from covey_simulator.broker import Kind
+from covey_simulator.chronicle import Chronicle
 from covey_simulator.data import device_names, load_corpus, make_bundle, partition, write_slices
-from covey_simulator.engine.conductor import Play
 from covey_simulator.engine.rehearse import rehearse
 from covey_simulator.fleet import Fleet, Traffic
 from covey_simulator.live import Display
@@ -34,7 +34,15 @@ REPORT, PAGE, LOG = "report.json", "report.html", "aggregator.log"
 
 
 @dataclass(frozen=True)
-class _Material:
+class Material:
+    """What a fleet learns from and with.
+
+    Attributes:
+        bundle: The model.
+        slices: Each device's samples.
+        held_out: What models are measured on.
+    """
+
     bundle: Bundle
     slices: Sequence[Dataset]
     held_out: Dataset
@@ -59,20 +67,23 @@ def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kin
     out.mkdir(parents=True, exist_ok=True)
     display.say("preparing data and model")
     corpus = load_corpus(scenario)
-    material = _Material(make_bundle(scenario, corpus), partition(corpus.train, scenario), corpus.held_out)
+    material = Material(make_bundle(scenario, corpus), partition(corpus.train, scenario), corpus.held_out)
     display.say("the same fleet in the clear, for comparison")
     undefended = _clear(scenario, material, attacked=True) if scenario.malicious_count else []
     no_attack = _clear(scenario, material, attacked=False)
     rounds: list[RoundRecord] = []
     failures: list[str] = []
-    play: Play | None = None
+    chronicle, success = Chronicle(), None
     if scenario.masking and scenario.transport == "direct":
         display.say(_level(scenario))
-        play = rehearse(scenario, Trainer(material.bundle), material.slices, material.held_out, on_round=display.round)
+        chronicle = play = rehearse(
+            scenario, Trainer(material.bundle), material.slices, material.held_out, on_round=display.round
+        )
         rounds += play.records
+        success = play.attack_success
     elif scenario.masking:
         try:
-            _masked(scenario, material, out, display, rounds, prefer)
+            over_a_broker(scenario, material, out, display, rounds, chronicle, prefer)
         except CoveyError as error:
             failures.append(str(error))
     else:
@@ -89,19 +100,19 @@ def run_scenario(scenario: Scenario, out: Path, display: Display, *, prefer: Kin
     report = build_report(
         scenario,
         rounds=rounds,
-        devices=_devices(scenario, play),
+        devices=_devices(scenario, chronicle),
         undefended=undefended,
         no_attack=no_attack,
         seconds=time.perf_counter() - started,
         failures=failures,
-        attack_success=play.attack_success if play is not None else None,
+        attack_success=success,
     )
     write_report(report, out / REPORT)
     write_page(report, out / PAGE)
     return report
 
 
-def _clear(scenario: Scenario, material: _Material, *, attacked: bool) -> list[RoundRecord]:
+def _clear(scenario: Scenario, material: Material, *, attacked: bool) -> list[RoundRecord]:
     return run_clear(
         scenario,
         attacked=attacked,
@@ -112,10 +123,28 @@ def _clear(scenario: Scenario, material: _Material, *, attacked: bool) -> list[R
     )
 
 
-def _masked(
-    scenario: Scenario, material: _Material, out: Path, display: Display, rounds: list[RoundRecord], prefer: Kind | None
+def over_a_broker(
+    scenario: Scenario,
+    material: Material,
+    out: Path,
+    display: Display,
+    rounds: list[RoundRecord],
+    chronicle: Chronicle,
+    prefer: Kind | None = None,
 ) -> None:
-    """Run the real fleet; ``rounds`` grows as rounds close, also when it ends badly."""
+    """Run the real fleet.
+
+    Args:
+        scenario: What it is to do.
+        material: Its model and data.
+        out: Where the aggregator's log goes.
+        display: Is told how it goes.
+        rounds, chronicle: Grow as rounds close, also when it ends badly.
+        prefer: Which broker; None takes Mosquitto if there is one.
+
+    Raises:
+        CoveyError: A part of it failed.
+    """
     with tempfile.TemporaryDirectory(prefix="covey-") as temporary:
         folder = Path(temporary)
         data = write_slices(material.slices, folder / "data")
@@ -132,6 +161,7 @@ def _masked(
                 for record in fleet.rounds():
                     now = fleet.traffic()
                     rounds.append(_converted(record, before, now))
+                    chronicle.note(record.round, fleet.opinions(), device_names(scenario.devices))
                     before = now
                     display.round(rounds[-1])
                     if record.round < scenario.rounds:
@@ -170,21 +200,20 @@ def _level(scenario: Scenario) -> str:
     return f"rehearsing without a broker: all state machines and signatures, {masks}"
 
 
-def _devices(scenario: Scenario, play: Play | None) -> list[DeviceRecord]:
+def _devices(scenario: Scenario, chronicle: Chronicle) -> list[DeviceRecord]:
     hostile = malicious_devices(scenario)
-    opinions = play.opinions if play is not None else {}
     records = []
     for index, name in enumerate(device_names(scenario.devices)):
         record = DeviceRecord(name=name, malicious=index in hostile, state="member")
-        if play is not None and name in opinions:
-            opinion = opinions[name]
+        opinion = chronicle.opinions.get(name)
+        if opinion is not None:
             record = msgspec.structs.replace(
                 record,
                 state=opinion.state,
                 reputation=opinion.score,
-                quarantined_at=play.quarantined_at.get(name),
+                quarantined_at=chronicle.quarantined_at.get(name),
                 reason=opinion.reason,
-                reputations=play.scores[name],
+                reputations=chronicle.scores[name],
             )
         records.append(record)
     return records

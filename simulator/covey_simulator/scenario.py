@@ -20,6 +20,7 @@ from covey_aggregator.rules import rule as find_rule
 from covey_protocol import cbor
 from covey_protocol.digest import digest
 from covey_protocol.errors import ConfigError
+from covey_protocol.messages import SHARD_MAX
 from covey_protocol.plan import Plan
 from covey_protocol.sketch import K_MAX, K_MIN
 from covey_protocol.thresholds import ROSTER_MAX, ROSTER_MIN
@@ -263,6 +264,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
     (
         lambda it: it.attestation is not False and not it.masking,
         "attestation is about masked updates: leave it out where masking is off",
+    ),
+    (
+        lambda it: it.transport == "direct" and it.attestation is not False and it.devices > SHARD_MAX,
+        f"a rehearsal judges one shard: at most {SHARD_MAX} devices attest in it",
     ),
     (
         lambda it: it.adaptive_clip and it.attestation is False,

@@ -20,9 +20,10 @@ from covey_protocol.bundle import Float32
 from covey_protocol.epochs import Grouping
 from covey_protocol.policy import Policy
 from covey_protocol.sketch import default_k
+from covey_simulator.chronicle import Chronicle
 from covey_simulator.data import device_names
 from covey_simulator.engine.attendance import Attendance
-from covey_simulator.engine.judge import Heard, Judge, Opinion
+from covey_simulator.engine.judge import Heard, Judge
 from covey_simulator.engine.learners import Learners
 from covey_simulator.engine.parts import Finding, Order, RoundOutcome, Rounds
 from covey_simulator.records import RoundRecord
@@ -58,26 +59,18 @@ class Step:
     expelled: frozenset[str]
 
 
-@dataclass
-class Play:
-    """A whole run.
+@dataclass(kw_only=True)
+class Play(Chronicle):
+    """A whole run, with what was thought of the devices.
 
     Attributes:
         weights: The last model.
         records: One for each round that closed or failed for good.
-        quarantined_at: The round in which devices were expelled first, by name.
-        scores: Each device's score after every round, by name; None where it had none.
-        opinions: What was thought of the devices in the end.
-        expelled: Who was expelled after each round.
         attack_success: How far the attack has reached its goal with the last model; None where it has none.
     """
 
     weights: Float32
     records: list[RoundRecord] = field(default_factory=list)
-    quarantined_at: dict[str, int] = field(default_factory=dict)
-    scores: dict[str, list[float | None]] = field(default_factory=dict)
-    opinions: dict[str, Opinion] = field(default_factory=dict)
-    expelled: list[frozenset[str]] = field(default_factory=list)
     attack_success: float | None = None
 
 
@@ -122,17 +115,16 @@ class Conductor:
 
     def run(self, on_round: Callable[[RoundRecord], None] | None = None) -> Play:
         """Run all rounds."""
-        play = Play(self._learners.trainer.bundle.weights.copy())
+        play = Play(weights=self._learners.trainer.bundle.weights.copy())
         for number in range(1, self.scenario.rounds + 1):
             for attempt in range(1, ATTEMPTS + 1):
                 record = self._attempt(play, number, attempt)
                 if not record.failed:
                     break
             play.records.append(record)
-            self._look(play, number)
+            play.note(number, self._judge.opinions(), self.names)
             if on_round is not None:
                 on_round(record)
-        play.opinions = dict(self._judge.opinions())
         play.attack_success = self._learners.success(play.weights, self._held_out)
         return play
 
@@ -296,12 +288,3 @@ class Conductor:
             roster_min=floor,
             any_closed=bool(closed),
         )
-
-    def _look(self, play: Play, number: int) -> None:
-        opinions = self._judge.opinions()
-        play.expelled.append(frozenset(name for name, opinion in opinions.items() if opinion.expelled))
-        for name in play.expelled[-1]:
-            play.quarantined_at.setdefault(name, number)
-        for name in self.names if opinions else ():
-            opinion = opinions.get(name)
-            play.scores.setdefault(name, []).append(opinion.score if opinion is not None else None)

@@ -9,28 +9,12 @@ from typing import Protocol
 from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, Settings, State
 from covey_protocol.epochs import Grouping
 from covey_protocol.thresholds import accepted_min
+from covey_simulator.chronicle import Opinion
 from covey_simulator.engine.parts import Finding
 from covey_simulator.scenario import Scenario
 
 SPARE = 0.2
 """Of a group's members so many may be missing in a round."""
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What is thought of one device.
-
-    Attributes:
-        state: In a word.
-        expelled: Whether that keeps its updates out for good.
-        score: 0 to 1, or None where devices are not scored.
-        reason: In words.
-    """
-
-    state: str
-    expelled: bool = False
-    score: float | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
