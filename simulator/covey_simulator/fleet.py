@@ -26,6 +26,8 @@ from covey_agent.home import enrol
 from covey_agent.trainer import Trainer
 from covey_aggregator.home import BUNDLES, DATABASE_FILE
 from covey_aggregator.records import RoundRecord as ServerRecord
+from covey_aggregator.reputation import OUT
+from covey_aggregator.reputations import Reputations
 from covey_aggregator.store import Store, TaskRow
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
@@ -189,7 +191,19 @@ class Fleet:
 
     def opinions(self) -> dict[str, Opinion]:
         """Return what the aggregator thinks of each device; nothing where devices are not scored."""
-        return {}
+        if self._scenario.attesting is None:
+            return {}
+        store = Store(self.home / DATABASE_FILE)
+        try:
+            books, found = Reputations(store), dict[str, Opinion]()
+            for name in self._names:
+                book = books.book(name)
+                if book is not None:
+                    standing = book.standing(name)
+                    found[name] = Opinion(standing.state.value, standing.state in OUT, standing.score, standing.words)
+            return found
+        finally:
+            store.close()
 
     def traffic(self) -> Traffic:
         """Return what all devices have sent and received so far."""

@@ -145,6 +145,8 @@ def over_a_broker(
     Raises:
         CoveyError: A part of it failed.
     """
+    names = device_names(scenario.devices)
+    hostile = frozenset(names[index] for index in malicious_devices(scenario))
     with tempfile.TemporaryDirectory(prefix="covey-") as temporary:
         folder = Path(temporary)
         data = write_slices(material.slices, folder / "data")
@@ -160,8 +162,9 @@ def over_a_broker(
                 before = Traffic(0, 0)
                 for record in fleet.rounds():
                     now = fleet.traffic()
-                    rounds.append(_converted(record, before, now))
-                    chronicle.note(record.round, fleet.opinions(), device_names(scenario.devices))
+                    out_before = chronicle.expelled[-1] if chronicle.expelled else frozenset[str]()
+                    rounds.append(_converted(record, before, now, out_before, hostile))
+                    chronicle.note(record.round, fleet.opinions(), names)
                     before = now
                     display.round(rounds[-1])
                     if record.round < scenario.rounds:
@@ -172,8 +175,19 @@ def over_a_broker(
                 shutil.copyfile(folder / LOG, out / LOG)
 
 
-def _converted(record: ServerRecord, before: Traffic, now: Traffic) -> RoundRecord:
-    """Return the aggregator's record with the traffic that the devices' own links have counted."""
+def _converted(
+    record: ServerRecord, before: Traffic, now: Traffic, out: frozenset[str], hostile: frozenset[str]
+) -> RoundRecord:
+    """Return the aggregator's record with the traffic that the devices' own links have counted.
+
+    Args:
+        record: The aggregator's.
+        before, now: What the links had counted before the round, and have counted now.
+        out: Who was expelled before the round: to refuse them again is no news.
+        hostile: Who is malicious.
+    """
+    rejected = {name for detail in record.details for name in detail.rejected} - out
+    scored_on = {name for detail in record.details for name in detail.members} & out
     return RoundRecord(
         round=record.round,
         attempt=record.attempt,
@@ -182,7 +196,9 @@ def _converted(record: ServerRecord, before: Traffic, now: Traffic) -> RoundReco
         federated_accuracy=record.federated_accuracy,
         participants=record.participants,
         accepted=record.accepted,
-        rejected=record.rejected,
+        rejected=len(rejected),
+        honest_rejected=len(rejected - hostile),
+        attested=max(0, record.attested - len(scored_on)),
         groups=record.groups - record.groups_aborted,
         groups_aborted=record.groups_aborted,
         dropped=record.dropped,

@@ -13,15 +13,17 @@ from covey_agent.trainer import Trainer, TrainResult
 from covey_aggregator.combine import combine, group_mean
 from covey_aggregator.records import RoundRecord
 from covey_protocol import model, ring
+from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.device_round import DeviceRound
 from covey_protocol.epochs import Grouping
-from covey_protocol.messages import Manifest
+from covey_protocol.messages import Attest, Manifest
 from covey_protocol.model import Weights
 from covey_protocol.prg import Ring
 from covey_protocol.ring import Metrics, RingScale
-from covey_simulator.data import load_corpus, make_bundle, partition, write_slices
+from covey_simulator.data import device_names, load_corpus, make_bundle, partition, write_slices
 from covey_simulator.engine.draws import Draws
-from covey_simulator.engine.parts import Finding, Order, Work
+from covey_simulator.engine.judge import Heard, make_judge
+from covey_simulator.engine.parts import Order, Work
 from covey_simulator.engine.plain import PlainRounds
 from covey_simulator.fleet import Fleet
 from covey_simulator.scenario import Scenario, parse_scenario
@@ -35,13 +37,15 @@ class Recorder:
         self.seeds: dict[tuple[str, int, int], bytes] = {}
         self.manifests: dict[tuple[int, int], Manifest] = {}
         self.groupings: dict[str, Grouping] = {}
+        self.rhos: dict[tuple[int, int], bytes] = {}
         self._here = threading.local()
         trained, encode, recorder = DeviceRound.trained, ring.encode, self
 
         def watched(self: DeviceRound, update: Weights, metrics: Metrics) -> Any:
             place = self.opened.round, self.opened.attempt
             result = TrainResult(update.copy(), metrics.loss, metrics.accuracy, int(metrics.samples), 1)
-            recorder.works.setdefault(place, {})[self.name] = Work(result)
+            clips = type(self).clip is DeviceRound.clip
+            recorder.works.setdefault(place, {})[self.name] = Work(result, clips=clips)
             recorder.manifests[place] = self.opened.manifest
             recorder.groupings[self._grouping.group] = self._grouping
             recorder._here.place = self.name, *place
@@ -51,6 +55,14 @@ class Recorder:
             recorder.seeds[recorder._here.place] = seed
             return encode(update, metrics, scale, seed, factor)
 
+        seed = DeviceAttestation.seed
+
+        def attested(self: DeviceAttestation, attest: Attest) -> bytes:
+            rho = seed(self, attest)
+            assert recorder.rhos.setdefault((self.opened.round, self.opened.attempt), rho) == rho
+            return rho
+
+        monkeypatch.setattr(DeviceAttestation, "seed", attested)
         monkeypatch.setattr(DeviceRound, "trained", watched)
         monkeypatch.setattr(ring, "encode", noted)
 
@@ -58,26 +70,44 @@ class Recorder:
 class Recorded(Draws):
     """The draws of real devices."""
 
-    def __init__(self, scenario: Scenario, seeds: dict[tuple[str, int, int], bytes]) -> None:
+    def __init__(self, scenario: Scenario, recorder: Recorder) -> None:
         super().__init__(scenario)
-        self._seeds = seeds
+        self._recorder = recorder
 
     def rounding(self, device: str, round_: int, attempt: int) -> bytes:
-        return self._seeds[device, round_, attempt]
+        return self._recorder.seeds[device, round_, attempt]
+
+    def shard_seed(self, shard: str, round_: int, attempt: int) -> bytes:
+        return self._recorder.rhos[round_, attempt]
 
 
-def test_over_a_broker_the_same_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = {"name": "level", "devices": 12, "rounds": 3, "group_size": 4, "local": {"steps": 5}, "clip": 1.5}
-    scenario = parse_scenario(value, origin="test", folder=Path())
+PLAIN: dict[str, Any] = {"devices": 12, "rounds": 3, "group_size": 4, "clip": 1.5}
+ATTESTED: dict[str, Any] = {
+    "devices": 16,
+    "rounds": 4,
+    "group_size": 8,
+    "clip": 2.5,
+    "attestation": {"sketch": 16},
+    "adaptive_clip": True,
+    "attack": {"kind": "sign-flip", "fraction": 0.125, "scale": 4.0},
+}
+
+
+@pytest.mark.parametrize("fields", [PLAIN, ATTESTED], ids=["without sketches", "with sketches, under attack"])
+def test_over_a_broker_the_same_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    scenario = parse_scenario({"name": "level", "local": {"steps": 5}, **fields}, origin="test", folder=Path())
     corpus = load_corpus(scenario)
     bundle, slices = make_bundle(scenario, corpus), partition(corpus.train, scenario)
     recorder = Recorder(monkeypatch)
     records = over_a_broker(tmp_path, scenario, bundle, slices, corpus.held_out)
     monkeypatch.undo()
-    rounds = PlainRounds(Recorded(scenario, recorder.seeds), group_size=scenario.group_size)
+    rounds, judge = PlainRounds(Recorded(scenario, recorder), group_size=scenario.group_size), make_judge(scenario)
+    judge.admit(device_names(scenario.devices))
     trainer, weights = Trainer(bundle), bundle.weights.copy()
     groupings = sorted(recorder.groupings.values(), key=lambda grouping: grouping.group)
-    assert len(records) == 3 and len(groupings) == 3
+    assert len(records) == scenario.rounds and len(groupings) == scenario.devices // scenario.group_size
     for record in records:
         place = record.round, record.attempt
         manifest = recorder.manifests[place]
@@ -89,26 +119,29 @@ def test_over_a_broker_the_same_is_learnt(tmp_path: Path, monkeypatch: pytest.Mo
             clip=manifest.clip,
             works=recorder.works[place],
             silent_from={},
-            sketch=0,
+            sketch=manifest.sketch,
             lot=1,
             watched=lambda members: True,
         )
-        outcome = rounds.run(order, groupings, frozenset(), everybody)
+        outcome = rounds.run(order, groupings, frozenset(), judge.accept)
+        details = {detail.group: detail for detail in record.details}
         means = {}
         for name, group in outcome.groups.items():
-            assert group.total is not None and len(group.summed) == 4
+            assert list(group.summed) == details[name].survivors, f"the set A of round {record.round}"
+            assert group.total is not None
             mean = group_mean(group.total, len(group.summed), outcome.scale)
             assert mean is not None
             means[name] = mean
-        rule, contamination = scenario.across_groups, scenario.contamination
+        contamination = max(scenario.contamination, judge.contamination() or 0.0)
+        rule = scenario.across_groups
         weights = combine(weights, means, rule=rule, contamination=contamination, evaluator=None).weights
+        judge.settle(Heard(answered=frozenset(order.works)))
         loss, accuracy = trainer.evaluate(weights, corpus.held_out)
         assert record.accuracy == accuracy
         assert record.loss == pytest.approx(loss, rel=1e-5)
-
-
-def everybody(finding: Finding) -> frozenset[str]:
-    return frozenset(finding.sketches)
+    if scenario.attesting is not None:
+        assert any(detail.rejected for record in records for detail in record.details)
+        assert all(record.clip < scenario.clip for record in records[1:])
 
 
 def over_a_broker(folder: Path, scenario: Scenario, bundle: Any, slices: Any, held_out: Any) -> list[RoundRecord]:

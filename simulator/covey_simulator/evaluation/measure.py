@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -18,12 +21,16 @@ from covey_aggregator.rules.multi_krum import MultiKrum
 from covey_aggregator.rules.trimmed_mean import trimmed_mean
 from covey_protocol.bundle import Float32
 from covey_simulator.attacks import malicious_devices
+from covey_simulator.chronicle import Chronicle
 from covey_simulator.data import device_names, load_corpus, make_bundle, partition
 from covey_simulator.engine.attendance import Attendance
 from covey_simulator.engine.conductor import Step
 from covey_simulator.engine.learners import Learners
 from covey_simulator.engine.rehearse import rehearse
 from covey_simulator.evaluation.grid import Cell
+from covey_simulator.live import PlainDisplay
+from covey_simulator.records import RoundRecord
+from covey_simulator.run import Material, over_a_broker
 from covey_simulator.scenario import Scenario
 
 Part = Literal["covey", "fedavg", "trimmed-mean", "multi-krum", "groups"]
@@ -100,7 +107,9 @@ def measure(cell: Cell, part: Part) -> Result:
     """
     started = time.perf_counter()
     fleet = _fleet(cell.scenario())
-    if part == "covey":
+    if part == "covey" and cell.level == "broker":
+        result = _broker(fleet)
+    elif part == "covey":
         result = _covey(fleet)
     elif part == "groups":
         result = _groups(fleet)
@@ -146,6 +155,32 @@ def _covey(fleet: _Fleet) -> Result:
         failed_rounds=sum(record.failed for record in records),
         groups_aborted=sum(record.groups_aborted for record in records) / max(1, groups),
         exposure=float(np.median(list(watch.joined.values()))) if watch.joined else 0.0,
+    )
+
+
+def _broker(fleet: _Fleet) -> Result:
+    """Run the real fleet; what its last model gives away is not asked."""
+    records, chronicle = list[RoundRecord](), Chronicle()
+    material = Material(fleet.trainer.bundle, fleet.slices, fleet.held_out)
+    display = PlainDisplay(fleet.scenario, io.StringIO())
+    with tempfile.TemporaryDirectory(prefix="covey-evaluate-") as folder:
+        over_a_broker(fleet.scenario, material, Path(folder), display, records, chronicle, "mosquitto")
+    names = device_names(fleet.scenario.devices)
+    hostile = {names[index] for index in fleet.malicious}
+    honest_attested = sum(record.attested for record in records) or 1
+    groups = sum(record.groups + record.groups_aborted for record in records)
+    return Result(
+        accuracy=_late_mean([record.accuracy for record in records]),
+        attack_success=None,
+        rounds=len(records),
+        malicious=len(hostile),
+        honest=len(names) - len(hostile),
+        began=_began(fleet.scenario),
+        malicious_expelled=[len(expelled & hostile) for expelled in chronicle.expelled],
+        honest_expelled=[len(expelled - hostile) for expelled in chronicle.expelled],
+        honest_excluded=sum(record.honest_rejected for record in records) / honest_attested,
+        failed_rounds=sum(record.failed for record in records),
+        groups_aborted=sum(record.groups_aborted for record in records) / max(1, groups),
     )
 
 
