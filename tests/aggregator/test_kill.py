@@ -24,6 +24,7 @@ from covey_aggregator.cli import cli
 from covey_aggregator.home import DATABASE_FILE, MODELS, SPOOLS, ServerHome, open_server
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.store import Store
+from covey_aggregator.task import Attestation
 from covey_protocol import envelope, model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import is_piece
@@ -115,7 +116,9 @@ class Scene:
         operator, self.home = live_homes(folder, broker)
         self.homes = [enrol_agent(folder, operator, self.home, name) for name in NAMES]
         self.store = Store(self.home.path / DATABASE_FILE)
-        self.store.add_task(live_task(folder, rounds=rounds, devices_min=len(NAMES), settle=0.0, clip=CLIP))
+        # With sketches, so that it is killed in every stage there is. What devices learn here is noise: observe it.
+        sketches = {"attestation": Attestation(), "reputation": "observe"}
+        self.store.add_task(live_task(folder, rounds=rounds, devices_min=len(NAMES), settle=0.0, clip=CLIP, **sketches))
         self.server = Server(self.home)
         self.gate = threading.Event()
         self.gate.set()
@@ -170,8 +173,9 @@ class Scene:
 
     def _check_messages(self) -> None:
         versions = defaultdict[tuple[object, ...], set[bytes]](set)
-        once = (topics.OPEN, topics.ROSTER, topics.SURVIVORS, topics.UNMASK, topics.ABORT, topics.CLOSE)
-        mine = (topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK)
+        sketches = (topics.ATTEST, topics.ACCEPT)
+        once = (topics.OPEN, topics.ROSTER, topics.SURVIVORS, *sketches, topics.UNMASK, topics.ABORT, topics.CLOSE)
+        mine = (topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, *sketches, topics.UNMASK)
         for topic, data in list(self.tap.heard):
             place = topics.parse(topic)
             if not data or is_piece(data):
