@@ -13,11 +13,14 @@ from covey_protocol.round_table import GroupStage
 
 
 class Group(Rig):
-    """``n`` members and a model of ``dimension`` parameters, in a round that is not the task's first."""
+    """``n`` members and a model of ``dimension`` parameters, in a round that is not the task's first.
 
-    def __init__(self, n: int, dimension: int) -> None:
+    With ``sketch`` numbers its members attest.
+    """
+
+    def __init__(self, n: int, dimension: int, sketch: int = 0) -> None:
         delta = Delta(base=bytes(32), blob=Blob(digest=bytes(32), bytes=2 * dimension + 4))
-        super().__init__(n=n, dimension=dimension, manifest=make_manifest(dimension, delta=delta))
+        super().__init__(n=n, dimension=dimension, manifest=make_manifest(dimension, delta=delta, sketch=sketch))
         self.updates = updates(n, dimension)
 
     def update(self, name: str) -> NDArray[np.float32]:

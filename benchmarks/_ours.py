@@ -22,7 +22,7 @@ from covey_aggregator.combine import group_mean
 from covey_aggregator.rules import cap_norms, rule
 from covey_aggregator.rules.rows import THREADS
 from covey_aggregator.rules.trimmed_mean import TrimmedMean, trimmed_count, trimmed_mean
-from covey_protocol import __version__, masking, prg, ring, shamir, sharing
+from covey_protocol import __version__, masking, prg, ring, shamir, sharing, topics
 from covey_protocol.cbor import encode
 from covey_protocol.masking import PairParty, RoundSecrets
 from covey_protocol.ring import Metrics, RingScale
@@ -110,6 +110,37 @@ class MaskStep:
     def check(self, result: Any) -> dict[str, Any]:
         assert len(result[-1].data) == 2 * (len(self._update) + len(ring.METRICS))
         return {"inputs": fingerprint(self._all)}
+
+
+class Attest:
+    """A device's answer to ATTEST: sketch its self-mask and its masks with ``peers`` others, seal and sign."""
+
+    def __init__(self, dimension: int, peers: int, sketch: int) -> None:
+        group = Group(peers + 1, dimension, sketch)
+        name, held = group.names[peers // 2], list[bytes]()
+
+        def hold(way: str, who: str, kind: str) -> bool:
+            return (way, who, kind) == ("down", name, topics.ATTEST)
+
+        group.hold = hold
+        group.joined()
+        group.train()
+        held += {data for _, _, _, data in group.held}
+        (self._message,), self._device = held, group.devices[name]
+        self._all, self._sketch, self._peers = group.updates, sketch, peers
+
+    def inputs(self) -> Any:
+        device = copy.copy(self._device)  # a device sketches once a round, and once for a model
+        device._machine, device._ledger = copy.copy(device._machine), copy.deepcopy(device._ledger)
+        return device
+
+    def run(self, device: Any) -> Any:
+        return device.receive(topics.ATTEST, self._message)
+
+    def check(self, result: Any) -> dict[str, Any]:
+        numbers = 2 * self._sketch * (self._peers + 1)
+        assert numbers < len(result[-1].data) < numbers + 4096
+        return {"inputs": fingerprint(self._all), "size": len(result[-1].data)}
 
 
 class Share:
@@ -268,6 +299,7 @@ def check_trimmed(result: Update, rows: Update, beta: float) -> None:
 WORKS = {
     "mask": Mask,
     "mask-step": MaskStep,
+    "attest": Attest,
     "share": Share,
     "unmask": Unmask,
     "trimmed-mean": Trim,

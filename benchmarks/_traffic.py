@@ -20,7 +20,7 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Blob, Close, Delta
 from covey_protocol.payload import write
 
-_PUBLIC = {topics.ROSTER, topics.SURVIVORS, topics.UNMASK}
+_PUBLIC = {topics.ROSTER, topics.SURVIVORS, topics.ATTEST, topics.ACCEPT, topics.UNMASK}
 VECTOR, DELTA = "vector", "delta"
 
 
@@ -43,9 +43,9 @@ def packet(topic: str, payload: bytes) -> int:
     return 1 + max(1, -(-remaining.bit_length() // 7)) + remaining
 
 
-def measure(n: int, dimension: int) -> Traffic:
+def measure(n: int, dimension: int, sketch: int = 0) -> Traffic:
     """Carry one round of ``n`` members through and add up what the middle one sent and received."""
-    group = Group(n, dimension)
+    group = Group(n, dimension, sketch)
     group.sum_up()
     name = group.names[n // 2]
     traffic = Traffic()

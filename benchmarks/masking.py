@@ -21,6 +21,7 @@ from benchmarks._compare import Row, Side, arguments, peaks, report, take_turns
 from benchmarks._flower_env import flower_python
 from benchmarks._mask_profile import ADDS, CIPHER, PARTS, WHOLE
 from benchmarks._traffic import Traffic, measure
+from covey_protocol import topics
 
 HERE = Path(__file__).parent
 OURS = Side(sys.executable, HERE / "_ours.py")
@@ -51,11 +52,24 @@ def timed(options: argparse.Namespace, flower: Side | None) -> list[Row]:
             anchor_size={"dimension": d, "peers": peers, "whole": True},
             note="ours also digests and signs the vector; Flower also opens the shares it received",
         ),
+        attest(options),
         row(f"make + encrypt shares, {peers} peers", "share", {"peers": peers}, 1 / 10),
         row(f"make + encrypt shares, {2 * peers} peers", "share", {"peers": 2 * peers}, 1 / 10),
         row(f"unmask a group of {peers + 1}", "unmask", {**group, "dropped": 0}, 1 / 25),
         row(f"unmask a group of {peers + 1}, 2 dropped", "unmask", {**group, "dropped": 2}, 1 / 15),
     ]
+
+
+def attest(options: argparse.Namespace) -> Row:
+    """Measure a device's answer to ATTEST beside its own masking."""
+    d, peers, k = options.parameters, options.peers, options.sketch
+    name = f"attest, {peers} peers, {k} numbers"
+    print(f"  {name}", file=sys.stderr)
+    size, masked = {"dimension": d, "peers": peers, "sketch": k}, {"dimension": d, "peers": peers}
+    ours, own, facts = take_turns(
+        OURS, OURS, "attest", size, repeat=options.repeat, anchor_work="mask-step", anchor_size=masked
+    )
+    return Row(name, "ms", ours, own, most=2.0, note="the anchor is our own masking; nobody else attests", facts=facts)
 
 
 def profile(options: argparse.Namespace, flower: Side | None) -> list[Row]:
@@ -113,6 +127,7 @@ def traffic(options: argparse.Namespace, masked: Row) -> list[Row]:
     d, n = options.parameters, options.members
     large, small = measure(n, d), measure(options.small_members, options.small_parameters)
     model = 2 * options.small_parameters
+    sketched = measure(n, WARM, options.sketch)
     flower_vector = masked.facts.get("anchor", {}).get("size")
     anchor = [] if flower_vector is None else [float(flower_vector)]
     return [
@@ -134,6 +149,15 @@ def traffic(options: argparse.Namespace, masked: Row) -> list[Row]:
             absolute=True,
             note=described(large, "down"),
             facts=dict(large.down),
+        ),
+        Row(
+            f"attestation a device, n = {n}, {options.sketch} numbers",
+            "kB",
+            [float(sketched.up[topics.ATTEST] + sketched.up[topics.ACCEPT])],
+            most=4096.0,
+            absolute=True,
+            note=f"ATTEST {sketched.up[topics.ATTEST]}, ACCEPT {sketched.up[topics.ACCEPT]}; down "
+            f"ATTEST {sketched.down[topics.ATTEST]}, ACCEPT {sketched.down[topics.ACCEPT]}",
         ),
         Row(
             f"control traffic, d = {options.small_parameters}, n = {options.small_members}",
@@ -160,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--peers", type=int, default=16, help="others in the group, for everything that is timed")
     parser.add_argument("--members", type=int, default=16, help="roster size for upload and download")
+    parser.add_argument("--sketch", type=int, default=64, help="numbers in a sketch")
     parser.add_argument("--small-parameters", type=int, default=10_000, help="model size for control traffic")
     parser.add_argument("--small-members", type=int, default=10, help="roster size for control traffic")
     parser.add_argument("--repeat", type=int, default=9, help="pairs that are measured")

@@ -43,7 +43,7 @@ from covey_agent import connect, trainer
 from covey_agent.home import open_home
 from covey_agent.profile import FirmwareProfile, load_profile
 from covey_agent.runtime import Agent
-from covey_protocol import dealing, device_round, masking, ring, sealing, sharing, topics
+from covey_protocol import dealing, device_attestation, device_round, masking, ring, sealing, sharing, topics
 from covey_protocol.digest import content_digest
 
 PIECE = 2048  # small enough that a masked vector takes several pieces
@@ -260,7 +260,8 @@ def _watch_secrets(log: Log) -> None:
         return seal_anonymously(plaintext, public, entropy)
 
     vars(sharing)["seal"] = seals
-    vars(device_round)["seal_anonymously"] = seals_anonymously
+    for module in (device_round, device_attestation):
+        vars(module)["seal_anonymously"] = seals_anonymously
     train = trainer.Trainer.train
 
     def trains(self: trainer.Trainer, *args: Any, **options: Any) -> trainer.TrainResult:

@@ -42,7 +42,10 @@ from covey_protocol.round_table import GroupStage
 from covey_simulator.broker import RunningBroker
 
 SECONDS = 40.0  # patience for what must happen
-STAGE_KINDS = [topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.UNMASK]
+STAGE_KINDS = [
+    *(topics.JOIN, topics.SHARES, topics.MASKED, topics.SURVIVORS, topics.ATTEST, topics.ACCEPT, topics.UNMASK)
+]
+SKETCHING = 2  # the round in which devices attest sketches
 ROOT = Path(__file__).parents[2]
 
 
@@ -243,14 +246,14 @@ class CrashWorld(World):
     def round(self, number: int) -> None:
         """Open a round and let it come to its end, with or without the agent."""
         self.goal = lambda: self.group is not None and self.group.opened.round == number and self.group.finished
-        self.open_round(number)
+        self.open_round(number, sketch=8 if number == SKETCHING else 0)
         self.until(self.goal)
 
     def finish_round(self) -> None:
         """Let the windows of the present round run out, and close it."""
         assert self.group is not None
         group = self.group
-        for _ in range(6):
+        for _ in range(8):
             if group.finished:
                 break
             stage = group.stage
@@ -411,7 +414,7 @@ def survived(world: CrashWorld, kill: str, folder: Path) -> None:
 
 
 def live(world: CrashWorld, kill: str = "") -> int:
-    """Live through an opening and two rounds, or until the agent is dead; return the newest round."""
+    """Live through an opening and two rounds, one with sketches, or until the agent is dead; return the last one."""
     world.start(kill)
     if world.alive:
         world.group_up()

@@ -146,3 +146,17 @@ def test_at_its_exposure_cap_a_device_joins_no_round_and_says_why(make: Make) ->
     }
     assert "exposure_max is 1" in status["holds"]
     assert world.agent.refusals.counts == {"exposure": 1}
+
+
+def test_a_device_whose_sketch_budget_is_spent_says_why_it_stays_out(make: Make) -> None:
+    world = make(Policy(sketch_budget=15))
+    world.open_round(sketch=8)
+    world.close_round()
+    before = world.store.marks()
+    world.open_round(2, sketch=8)
+    assert len(world.said(topics.ATTEST)) == 1
+    assert world.agent.refusals.counts == {"sketch-budget": 1}
+    assert world.store.marks() == before
+    world.open_round(2, 2)
+    assert len(world.said(topics.JOIN)) == 2  # rounds without sketches go on
+    assert world.agent.snapshot()["sketches"] == {"numbers": 8, "budget": 15}

@@ -879,3 +879,32 @@ def test_a_join_that_cannot_be_made_durable_is_not_made(fleet: World) -> None:
     fleet.open_round(2)
     fleet.later(2)
     assert [join.sequence for join in joins(fleet)] == [2]
+
+
+# Sketches
+
+
+def test_a_round_with_sketches_goes_from_its_manifest_to_the_sum(fleet: World) -> None:
+    fleet.open_round(sketch=8)
+    assert len(fleet.said(topics.ATTEST)) == len(fleet.said(topics.ACCEPT)) == len(fleet.said(topics.UNMASK)) == 1
+    assert fleet.group is not None
+    assert DEVICE in fleet.group.summed
+    assert fleet.agent.snapshot()["sketches"] == {"numbers": 8, "budget": None}
+    fleet.close_round()
+    fleet.boot()
+    assert fleet.agent.snapshot()["sketches"]["numbers"] == 8
+    assert sum(fleet.agent.snapshot()["exposure"]["by_grouping"].values()) == 1  # of A, and not of U beside it
+
+
+def test_marks_of_a_sketch_are_on_disk_before_it_leaves(fleet: World) -> None:
+    missing: list[str] = []
+    wanted = {topics.ATTEST: ["sketched/", "sketches"], topics.ACCEPT: ["accepted/", "exposure/"]}
+
+    def look(kind: str, _payload: bytes) -> None:
+        marks = disk(fleet)
+        missing.extend(key for key in wanted.get(kind, []) if not any(mark.startswith(key) for mark in marks))
+
+    fleet.on_heard = look
+    fleet.open_round(sketch=8)
+    assert len(fleet.said(topics.ACCEPT)) == 1
+    assert missing == []

@@ -219,6 +219,7 @@ class World:
         self.revocations = Revocations()
         self._queue: deque[Callable[[], None]] = deque()
         self._incoming: dict[bytes, Reassembler] = {}
+        self._vectors: dict[str, bytes] = {}
         self._due = False
         self.store: Store = Store(self.home.database)
         self.boot()
@@ -374,7 +375,7 @@ class World:
         """Publish the next model; return the sum."""
         assert self.group is not None
         assert self.group.stage is GroupStage.SUMMING, self.group.stage
-        total, _ = self.group.unmask()
+        total, _ = self.group.unmask(lambda name: np.frombuffer(self._vectors[name], "<u2"))
         base = content_digest(model.to_bytes(self.weights))
         step = model.make_delta(np.linspace(-0.1, 0.1, len(self.weights)).astype(np.float32))
         self.weights = model.apply_delta(self.weights, step)
@@ -420,6 +421,11 @@ class World:
             elif isinstance(effect, Expect):
                 self._incoming[effect.digest] = Reassembler(effect.bytes)
                 self._incoming[effect.digest].expect(effect.digest, effect.bytes)
+        group = self.group
+        if group is not None and group.stage is GroupStage.SIGNING and group.entry:
+            self.carry(group.attest([(group.grouping.group, group.entry)], True, self.now))
+        elif group is not None and group.stage is GroupStage.ATTESTING and group.attested:
+            self.carry(group.accept(group.candidates(), self.now))
 
     def _to_peer(self, peer: Peer, kind: str, data: bytes) -> None:
         try:
@@ -437,6 +443,7 @@ class World:
         piece = Piece.decode(payload)
         assert self.group is not None
         if piece.digest in self._incoming and (blob := self._incoming[piece.digest].add(piece)) is not None:
+            self._vectors[name] = blob
             with contextlib.suppress(StaleError):
                 self.carry(self.group.vector(name, blob, self.now))
 

@@ -23,7 +23,10 @@ def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = {row["work"]: row for row in document["rows"]}
     assert rows["unmask a group of 9, 2 dropped"]["facts"]["survivors"] == 7
     assert rows["quantise + mask, 8 peers"]["facts"]["size"] == 2 * (300 + 4)
-    assert not any(row["anchor"] for row in document["rows"])
+    attested = rows["attest, 8 peers, 64 numbers"]
+    assert attested["anchor"]  # our own masking
+    assert attested["facts"]["size"] > 9 * 64 * 2
+    assert not any(row["anchor"] for row in document["rows"] if row is not attested)
     assert "flwr" not in document["versions"]
 
 
