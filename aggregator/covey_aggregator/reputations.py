@@ -130,17 +130,8 @@ class Reputations:
         return [group.group for group in groupings if any(name not in trusted for name, _ in group.members)]
 
     def excluded(self, groupings: Iterable[Grouping], task: Task) -> list[str]:
-        """Return the members of groups who have no place on a roster.
-
-        The banned never have. The quarantined are scored on, so that they can come back, as long as their group can
-        afford members that are not summed; where it cannot they are left out, so that the others have a sum.
-        """
-        out, banned, found = self.out(), self.banned(), set[str]()
-        for grouping in groupings:
-            names = {name for name, _ in grouping.members}
-            fit = len(names - out) - round(_SPARE * len(names))
-            found |= names & (out if task.enforces and fit < accepted_min(len(names)) else banned)
-        return sorted(found)
+        """Return the members of groups who have no place on a roster; see ``without_place``."""
+        return sorted(without_place(groupings, self.out() if task.enforces else self.banned(), self.banned()))
 
     # Rounds
 
@@ -149,7 +140,7 @@ class Reputations:
         scale = self._scale
         if not task.attestation.on or not task.enforces or scale.task != task.name or not scale.norm:
             return task.clip
-        return min(task.clip, max(_CLIP_MEDIANS * scale.norm, _CLIP_SHRINKS * scale.clip))
+        return next_clip(task.clip, norm=scale.norm, last=scale.clip)
 
     def contamination(self, task: Task, run: RoundRun) -> float:
         """Return the share of hostile devices to be expected among those that a round sums."""
@@ -206,6 +197,36 @@ class Reputations:
                 book.ban(name, reason)
                 notes.append(Note("banned", f"{name} is banned: {reason}"))
         return notes
+
+
+def without_place(groupings: Iterable[Grouping], out: Collection[str], banned: Collection[str]) -> set[str]:
+    """Return the members of groups who have no place on a roster.
+
+    The banned never have. The quarantined are scored on, so that they can come back, as long as their group can
+    afford members that are not summed; where it cannot they are left out, so that the others have a sum.
+
+    Args:
+        groupings: The groups.
+        out: The quarantined and the banned.
+        banned: The banned alone.
+    """
+    found = set[str]()
+    for grouping in groupings:
+        names = {name for name, _ in grouping.members}
+        fit = len(names.difference(out)) - round(_SPARE * len(names))
+        found |= names.intersection(out if fit < accepted_min(len(names)) else banned)
+    return found
+
+
+def next_clip(ceiling: float, *, norm: float, last: float) -> float:
+    """Return the bound on norms for a round.
+
+    Args:
+        ceiling: What the task allows.
+        norm: What was usual among those accepted last.
+        last: The bound then.
+    """
+    return min(ceiling, max(_CLIP_MEDIANS * norm, _CLIP_SHRINKS * last))
 
 
 def _worthless(run: RoundRun) -> set[str]:

@@ -165,7 +165,8 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         group_size: Members that a masked group should have.
         clip: Bound on the L2 norm of a device's update.
         oddities: Honest devices that train differently.
-        adaptive_clip: Lower the bound to twice the norm that was usual among the accepted of the last attested round.
+        adaptive_clip: Lower the bound to twice the norm that was usual among the accepted of the last attested round,
+            where devices attest and reputations act.
         rule: How group means are combined, by its name or as a map of name and parameters.
         contamination: Share of hostile devices to be expected among those whose updates are accepted.
         masking: ``simulated`` leaves masks out where they cancel exactly. False is for laboratories: the aggregator
@@ -192,7 +193,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = DEMO_CLIP
     attack: Attack = Attack()
     oddities: Oddities = Oddities()
-    adaptive_clip: bool = False
+    adaptive_clip: bool = True
     rule: RuleField = "trimmed-mean"
     contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
     masking: Masking = True
@@ -234,6 +235,11 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         return self.attestation or None
 
     @property
+    def adapts_clip(self) -> bool:
+        """Whether the bound on norms follows what is usual."""
+        return self.adaptive_clip and self.attesting is not None and self.reputation == "enforce"
+
+    @property
     def malicious_count(self) -> int:
         """How many devices misbehave."""
         return 0 if self.attack.kind == "none" else round(self.attack.fraction * self.devices)
@@ -270,8 +276,8 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
         f"a rehearsal judges one shard: at most {SHARD_MAX} devices attest in it",
     ),
     (
-        lambda it: it.adaptive_clip and it.attestation is False,
-        "adaptive_clip needs attestation: without it norms are not known",
+        lambda it: it.transport == "broker" and bool(it.attestation) and not it.adaptive_clip,
+        "adaptive_clip: false is rehearsed with transport: direct; the aggregator goes by the usual norm",
     ),
     (
         lambda it: KINDS[it.attack.kind].protocol and not (it.masking and it.signatures),

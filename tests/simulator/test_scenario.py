@@ -132,7 +132,7 @@ def test_defaults_are_spelled_out() -> None:
         ({"attestation": {"sketch": 65}}, "8 to 64"),
         ({"attestation": {"lot": 0}}, "lot"),
         ({"attestation": {"lots": 1}}, "lots"),
-        ({"adaptive_clip": True}, "adaptive_clip needs attestation"),
+        ({"attestation": True, "adaptive_clip": False}, "adaptive_clip: false is rehearsed"),
         ({"attestation": True, "transport": "direct", "devices": 1001}, "at most 1000 devices attest"),
         ({"participation": 0.5}, "rehearsed with transport: direct"),
         ({"dropout": 0.5}, "rehearsed with transport: direct"),

@@ -15,6 +15,7 @@ from covey_agent.data import Dataset
 from covey_aggregator.combine import GroupMean, combine, dithered, group_mean
 from covey_aggregator.conduct import Conduct
 from covey_aggregator.regrouping import Regrouping
+from covey_aggregator.reputations import next_clip
 from covey_protocol import model
 from covey_protocol.bundle import Float32
 from covey_protocol.epochs import Grouping
@@ -32,10 +33,6 @@ from covey_simulator.scenario import Scenario
 log = logging.getLogger("covey.simulator.engine")
 
 ATTEMPTS = 10
-CLIP_NORMS = 2.0
-"""An adaptive clip is so many times the norm that was usual among the accepted."""
-CLIP_SHRINKS = 0.5
-"""It does not shrink faster than this from round to round, so that a device that missed one can follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,10 +239,9 @@ class Conductor:
         return means
 
     def _clip(self) -> float:
-        usual = self._judge.usual_norm() if self.scenario.adaptive_clip else None
-        if usual is None:
-            return self.scenario.clip
-        self._last_clip = min(self.scenario.clip, max(CLIP_NORMS * usual, CLIP_SHRINKS * self._last_clip))
+        usual = self._judge.usual_norm() if self.scenario.adapts_clip else None
+        if usual is not None:
+            self._last_clip = next_clip(self.scenario.clip, norm=usual, last=self._last_clip)
         return self._last_clip
 
     def _regroup(self, enrolled: set[str], out: frozenset[str]) -> None:

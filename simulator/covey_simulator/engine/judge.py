@@ -7,14 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, Settings, State
+from covey_aggregator.reputations import without_place
 from covey_protocol.epochs import Grouping
-from covey_protocol.thresholds import accepted_min
 from covey_simulator.chronicle import Opinion
 from covey_simulator.engine.parts import Finding
 from covey_simulator.scenario import Scenario
-
-SPARE = 0.2
-"""Of a group's members so many may be missing in a round."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +152,8 @@ class RuleJudge:
         return frozenset(self.book.names(*OUT) if self._enforce else self.book.names(State.BANNED))
 
     def barred(self, groupings: Sequence[Grouping]) -> frozenset[str]:
-        """Return the banned, and the quarantined of groups that cannot afford members who are not summed.
-
-        Where a group can, they are scored on, so that they can come back.
-        """
-        out, banned, found = self.out(), set(self.book.names(State.BANNED)), set[str]()
-        for grouping in groupings:
-            names = {name for name, _ in grouping.members}
-            fit = len(names - out) - round(SPARE * len(names))
-            found |= names & (out if fit < accepted_min(len(names)) else banned)
-        return frozenset(found)
+        """Return those whom the aggregator would leave out."""
+        return frozenset(without_place(groupings, self.out(), self.book.names(State.BANNED)))
 
     def newcomers(self) -> frozenset[str]:
         """Return those on probation, once there is a fleet that is not."""

@@ -164,6 +164,7 @@ class _Attempt:
                 opened=opened,
                 sequences=sequences,
                 now=0.0,
+                excluded=barred,
             )
             for grouping in groupings
         }

@@ -30,7 +30,6 @@ _BASE: dict[str, Any] = {
     "group_size": 10,
     "local": {"steps": 5, "batch_size": 40, "learning_rate": 0.3, "momentum": 0.0},
     "clip": 2.5,
-    "adaptive_clip": True,
     "attestation": {"sketch": 16},
     "masking": "simulated",
     "signatures": False,

@@ -209,9 +209,7 @@ def _groups(fleet: _Fleet) -> Result:
     """Run masked groups without sketches, with a trimmed mean that is told the true share of malicious devices."""
     scenario = fleet.scenario
     told = min(0.49, len(fleet.malicious) / scenario.devices)
-    bare = msgspec.structs.replace(
-        scenario, attestation=False, adaptive_clip=False, signatures=False, contamination=told
-    )
+    bare = msgspec.structs.replace(scenario, attestation=False, signatures=False, contamination=told)
     return _covey(_Fleet(bare, fleet.trainer, fleet.slices, fleet.held_out, fleet.malicious))
 
 
