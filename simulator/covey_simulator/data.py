@@ -60,7 +60,7 @@ def load_corpus(scenario: Scenario) -> Corpus:
             from sklearn.datasets import load_breast_cancer  # noqa: PLC0415
 
             x, y = load_breast_cancer(return_X_y=True)
-            train, held_out = _unit_range(*_split(x, y, scenario))
+            train, held_out = _standardised(*_split(x, y, scenario))
         case "file":
             assert scenario.data.path is not None
             return _load_file(Path(scenario.data.path), scenario)
@@ -195,11 +195,18 @@ def _dataset(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Dataset:
     return Dataset(np.ascontiguousarray(x, np.float32), np.ascontiguousarray(y, np.int64))
 
 
-def _unit_range(train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """Scale features to 0..1 by what the training samples span, so that nothing is learnt from the held-out ones."""
-    low = train.x.min(axis=0)
-    span = np.maximum(train.x.max(axis=0) - low, np.float32(1e-12))
-    return _dataset((train.x - low) / span, train.y), _dataset((held_out.x - low) / span, held_out.y)
+def _standardised(train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
+    """Centre features and bring them to a common spread, by the training samples, so that nothing is learnt from others.
+
+    Half of the unit spread, and at most two of it: few values then lie outside of -1 to 1, and none far. Features that
+    are all positive would have devices with different labels pull every weight in opposite directions.
+    """
+    mean, spread = train.x.mean(axis=0), np.maximum(train.x.std(axis=0), np.float32(1e-12))
+
+    def scaled(data: Dataset) -> Dataset:
+        return _dataset(np.clip((data.x - mean) / spread / 2, -2, 2), data.y)
+
+    return scaled(train), scaled(held_out)
 
 
 def _load_file(path: Path, scenario: Scenario) -> Corpus:
