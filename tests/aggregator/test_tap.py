@@ -167,6 +167,7 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
     assert len(run.seen) == DEVICES * ROUNDS
     kinds = {topics.parse(topic).kind for topic, _ in run.heard}
     assert kinds >= (topics.UP_KINDS | topics.PUB_KINDS | topics.DOWN_KINDS) - {
+        topics.ALERT,
         topics.WANT,
         topics.COMPLAINT,
         topics.ANSWER,
