@@ -139,8 +139,25 @@ def test_what_is_known_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert run() == 1, "a damaged file counts for nothing"
     monkeypatch.setitem(jobs._packages, "covey_aggregator.reputation", b"another rule")
     assert run() == 2, "baselines do not depend on the rule"
-    monkeypatch.setitem(jobs._packages, "covey_simulator.attacks", b"other attacks")
+    monkeypatch.setitem(jobs._packages, "covey_simulator", b"other attacks")
     assert run() == 3
+
+
+def test_what_results_depend_on_is_known_but_for_how_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Path.read_bytes
+
+    def noted(self: Path) -> bytes:
+        read.append(self.name)
+        return original(self)
+
+    monkeypatch.setattr(jobs, "_packages", {})
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    jobs.code_version(Job(TINY, "covey"))
+    assert {"measure.py", "grid.py", "attack_kinds.py", "conductor.py", "oddities.py", "book.py", "ring.py"} <= set(
+        read
+    )
+    assert not {"page.py", "charts.py", "goals.py", "service.py"} & set(read)
 
 
 def test_goals_say_what_is_met_and_what_is_missed() -> None:

@@ -25,19 +25,30 @@ _EVERYTHING = (
     "covey_modelkit",
     "covey_aggregator.rules",
     "covey_aggregator.combine",
-    "covey_simulator.attacks",
-    "covey_simulator.attack_settings",
-    "covey_simulator.adversarial",
-    "covey_simulator.oddities",
-    "covey_simulator.data",
-    "covey_simulator.scenario",
-    "covey_simulator.engine",
-    "covey_simulator.evaluation.grid",
-    "covey_simulator.evaluation.measure",
+    "covey_simulator",
 )
 _GROUPS = ("covey_aggregator.conduct", "covey_aggregator.regrouping")
-_RULE = ("covey_aggregator.reputation",)
-_SERVICE = ("covey_aggregator", "covey_simulator.fleet", "covey_simulator.broker")
+_RULE = ("covey_aggregator.reputation", "covey_aggregator.reputations")
+_SERVICE = ("covey_aggregator",)
+_SHOWN = frozenset(
+    f"{name}.py"
+    for name in (
+        "page",
+        "charts",
+        "style",
+        "live",
+        "units",
+        "demo",
+        "cli",
+        "verdict",
+        "report",
+        "goals",
+        "table",
+        "jobs",
+        "__main__",
+    )
+)
+"""Modules of the simulator that show results and make none."""
 
 
 class Job(NamedTuple):
@@ -79,6 +90,8 @@ def _package(name: str) -> bytes:
         assert spec is not None and spec.origin is not None
         origin = Path(spec.origin)
         files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        if name == "covey_simulator":
+            files = [file for file in files if file.name not in _SHOWN]
         _packages[name] = digest(b"".join(file.read_bytes() for file in files), person=b"covey-eval-file")
     return _packages[name]
 
