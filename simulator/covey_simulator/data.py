@@ -196,7 +196,7 @@ def _dataset(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Dataset:
 
 
 def _standardised(train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """Centre features and bring them to a common spread, by the training samples, so that nothing is learnt from others.
+    """Centre features and bring them to a common spread, by the training samples, so nothing is learnt from others.
 
     Half of the unit spread, and at most two of it: few values then lie outside of -1 to 1, and none far. Features that
     are all positive would have devices with different labels pull every weight in opposite directions.
