@@ -4,7 +4,7 @@ Two machines. ``NetworkModel`` has an honest server and a hostile network: whate
 is exactly that of its survivors, and devices keep their promises. ``LyingServer`` has an honest network and a server,
 with up to c colluding members, that signs whatever it likes: whatever it shows to whom, it never gets both secrets of
 an honest member, and never the self-masks of fewer than three honest members. Beside random lies it plays two known
-attacks on rounds without certificates and floors.
+attacks on rounds without certificates and floors. ``LyingSketcher`` is that server in rounds with sketches.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.protocol.rig import FLEET, SEALING, SERVER, Rig, signing_key
+from tests.protocol.rig import FLEET, SEALING, SERVER, Rig, make_manifest, signing_key
 
-from covey_protocol import envelope, ring, topics
+from covey_protocol import attest_stage, envelope, ring, topics
+from covey_protocol.attest_stage import REPORT
 from covey_protocol.effects import Deliver, Effect, Publish, Remember, Send
 from covey_protocol.errors import PeerError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import (
+    Accept,
     Answer,
+    Assent,
+    Attest,
+    Attestation,
     Complaint,
     Complaints,
     Consent,
     EphemeralKeys,
+    ReportHead,
     Reveal,
     RevealedShares,
     Survivors,
@@ -171,9 +177,11 @@ class NetworkModel(RuleBasedStateMachine):
 class LyingServer(RuleBasedStateMachine):
     """A server that signs anything, with colluders among the members, after honest devices have sent their vectors."""
 
+    sketch = 0
+
     @initialize(n=st.integers(6, 10), data=st.data())
     def begin(self, n: int, data: st.DataObject) -> None:
-        self.rig = Rig(n=n, dimension=4, seed="liar")
+        self.rig = Rig(n=n, dimension=4, manifest=make_manifest(4, sketch=self.sketch), seed="liar")
         names = self.rig.names
         self.bad = set(data.draw(st.lists(st.sampled_from(names), max_size=colluders(n), unique=True)))
         silent = data.draw(st.sets(st.sampled_from(names), max_size=1)) - self.bad
@@ -194,7 +202,8 @@ class LyingServer(RuleBasedStateMachine):
         if way == "up" and kind == topics.MASKED:
             self.masked[name] = data
         # Devices never hear what the honest server would publish from here on.
-        return b"" if way == "down" and kind in (topics.SURVIVORS, topics.UNMASK) else data
+        behind = (topics.SURVIVORS, topics.ATTEST, topics.ACCEPT, topics.UNMASK)
+        return b"" if way == "down" and kind in behind else data
 
     def publish(self, kind: str, body: bytes) -> bytes:
         context = self.rig.opened.context(FLEET, kind, AGGREGATOR, self.roster.digest)
@@ -327,9 +336,129 @@ class LyingServer(RuleBasedStateMachine):
             assert len(self_masks) >= H_MIN, f"the self-masks of {len(self_masks)} honest members alone"
 
 
+class LyingSketcher(LyingServer):
+    """The same server in rounds with sketches: it also makes up seeds and sets A, and shows them to whom it likes."""
+
+    sketch = 8
+
+    @initialize()
+    def remember(self) -> None:
+        self.reports: dict[str, set[bytes]] = {}
+        self.heads: dict[bytes, dict[str, bytes]] = {}  # by seed
+        self.assents: dict[bytes, dict[str, bytes]] = {}
+        self.signed_for: dict[str, set[bytes]] = {}
+
+    def attest(self, digest: bytes, pool: dict[str, bytes], devices: list[str], strange: bool = False) -> bytes:
+        """Show some consents as the certificate on a set, with a seed that fits them or not; return the seed."""
+        group, order = self.rig.grouping.group, [m.name for m in self.roster.members if m.name in pool]
+        draws = [(name, read(Consent, envelope.parse(pool[name]).payload).draw) for name in order]
+        entry = bytes(32) if strange else attest_stage.group_entry(group, digest, draws)
+        entries = [(group, entry)]
+        body = Attest(certificate=[(name, pool[name]) for name in order], entries=entries, watched=True)
+        seed = attest_stage.shard_seed(entries)
+        heads = self.heads.setdefault(seed, {})
+        heads |= {name: self.rig.say(name, REPORT, ReportHead(seed=seed, report=bytes(32))) for name in self.bad}
+        message = self.publish(topics.ATTEST, write(body))
+        for name in devices:
+            try:
+                effects = self.rig.devices[name].receive(topics.ATTEST, message)
+            except PeerError:
+                continue
+            assert len(pool) >= self.roster.t, "a sketch without a certificate on U"
+            sent = [read(Attestation, envelope.parse(e.data).payload) for e in effects if isinstance(e, Send)]
+            for report in sent:
+                self.reports.setdefault(name, set()).add(report.head)
+                heads[name] = report.head
+        return seed
+
+    def accept(self, digest: bytes, seed: bytes, chosen: list[str], devices: list[str]) -> bytes:
+        """Show a set A to some devices and keep the assents; colluders sign all they see. Return its digest."""
+        known = self.heads[seed]
+        body = Accept(accepted=chosen, heads=[(name, known[name]) for name in chosen if name in known])
+        message = self.publish(topics.ACCEPT, write(body))
+        accepted = attest_stage.accepted_digest(digest, seed, chosen)
+        signed = self.assents.setdefault(accepted, {})
+        signed |= {name: self.rig.say(name, topics.ACCEPT, Assent(accepted=accepted)) for name in self.bad}
+        for name in devices:
+            try:
+                effects = self.rig.devices[name].receive(topics.ACCEPT, message)
+            except PeerError:
+                continue
+            signed[name] = next(effect.data for effect in effects if isinstance(effect, Send))
+            self.signed_for.setdefault(name, set()).add(accepted)
+        return accepted
+
+    def everything(self) -> dict[str, bytes]:
+        """Return one assent of everybody who has signed any set A."""
+        return {name: data for signed in self.assents.values() for name, data in signed.items()}
+
+    @rule(data=st.data())
+    def attest_anything(self, data: st.DataObject) -> None:
+        """Show any consents it has, mixed as it likes, with any seed, to any device."""
+        if not self.consents:
+            return
+        digest = data.draw(st.sampled_from(sorted(self.consents)))
+        pool = dict(self.consents[digest])
+        if data.draw(st.booleans()):
+            pool = {**self.consents[data.draw(st.sampled_from(sorted(self.consents)))], **pool}
+        for name in data.draw(st.lists(st.sampled_from(sorted(pool)), max_size=3)) if pool else []:
+            pool.pop(name, None)
+        devices = data.draw(st.lists(st.sampled_from(self.honest), unique=True))
+        self.attest(digest, pool, devices, strange=data.draw(st.booleans()))
+
+    @rule(data=st.data())
+    def accept_anything(self, data: st.DataObject) -> None:
+        """Show any set A under any seed to any device, and ask for shares with any assents."""
+        if not self.heads or not self.sets:
+            return
+        seed, digest = data.draw(st.sampled_from(sorted(self.heads))), data.draw(st.sampled_from(sorted(self.sets)))
+        left_out = data.draw(st.sets(st.sampled_from(self.rig.names), max_size=3))
+        chosen = [name for name in self.sets[digest] if name not in left_out]
+        devices = data.draw(st.lists(st.sampled_from(self.honest), unique=True))
+        accepted = self.accept(digest, seed, chosen, devices)
+        pool = self.everything() if data.draw(st.booleans()) else self.assents[accepted]
+        self.ask(pool, data.draw(st.lists(st.sampled_from(self.honest), unique=True)))
+
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        """Play by the rules as far as a set A, so that the attacks below have something to begin with."""
+        order = self.members_with_vectors()
+        digest = self.show(order, self.honest)
+        seed = self.attest(digest, self.consents[digest], self.honest)
+        left_out = data.draw(st.sets(st.sampled_from(order), max_size=2))
+        chosen = [name for name in order if name in self.heads[seed] and name not in left_out]
+        accepted = self.accept(digest, seed, chosen, self.honest)
+        self.ask(self.assents[accepted], self.honest)
+
+    @rule(data=st.data())
+    def surround_with_sets(self, data: st.DataObject) -> None:
+        """Show each device another set A, always with the victim in it, and all assents together as the certificate."""
+        victim, order = data.draw(st.sampled_from(self.honest)), self.members_with_vectors()
+        digest = self.show(order, self.honest)
+        seed = self.attest(digest, self.consents[digest], self.honest)
+        others = [name for name in order if name != victim and name in self.heads[seed]]
+        if victim not in self.heads[seed] or not others:
+            return
+        for number, name in enumerate(self.honest):
+            turned = others[number % len(others) :] + others[: number % len(others)]
+            chosen = {victim, *turned[: self.roster.a_min - 1]}
+            self.accept(digest, seed, [n for n in order if n in chosen], [name])
+            self.ask(self.everything(), [name])
+
+    @invariant()
+    def one_seed_and_one_set_a_device(self) -> None:
+        if hasattr(self, "reports"):
+            assert all(len(heads) == 1 for heads in self.reports.values()), "two sketches of one update"
+            assert all(len(sets) == 1 for sets in self.signed_for.values()), "two sets A for one model"
+
+
 class TestNetworkModel(NetworkModel.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class TestLyingServer(LyingServer.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+
+
+class TestLyingSketcher(LyingSketcher.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
