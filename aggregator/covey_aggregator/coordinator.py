@@ -449,7 +449,7 @@ class Coordinator:
             window=task.windows.join,
             failures=self._running.failures,
             opened=self._wall(),
-            probation=sorted(self._judgement.reputations.newcomers().intersection(self._listed())),
+            probation=sorted(self._judgement.reputations.newcomers(self._listed())),
         )
         with self._store.together():
             self._store.set_number(EPOCH_NUMBER, head.epoch)

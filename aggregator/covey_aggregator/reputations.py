@@ -14,10 +14,11 @@ import msgspec
 
 from covey_aggregator.attesting import Finding, shard_label
 from covey_aggregator.chronicle import Chronicle
-from covey_aggregator.reputation import OUT, Reputation, Ruling, State, Verdict
+from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, State, Verdict
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import Store
 from covey_aggregator.task import Task
+from covey_protocol import epochs
 from covey_protocol.effects import Note
 from covey_protocol.epochs import Grouping
 from covey_protocol.ring import RingScale
@@ -64,7 +65,21 @@ class Reputations:
 
     def book(self, name: str) -> Reputation | None:
         """Return the book that a device is in."""
-        return next((book for book in self._books.values() if name in book), None)
+        book = self._own(name)
+        return book if book is not None and name in book else None
+
+    def _own(self, name: str) -> Reputation | None:
+        """Return the book of a device's shard, or some book if its shard has had no groups yet.
+
+        Where shards were cut, the books of both halves hold what was known before of the devices of either.
+        """
+        bits = max((len(label) - 1 for label in self._books), default=0)
+        own = self._books.get(epochs.shard_label(epochs.shard_of(name, bits), bits))
+        return own or next((book for book in self._books.values() if name in book), None)
+
+    def _in(self, *states: State) -> set[str]:
+        found = {name for book in self._books.values() for name in book.names(*states)}
+        return {name for name in found if (book := self.book(name)) is not None and book.standing(name).state in states}
 
     # Groups
 
@@ -110,23 +125,25 @@ class Reputations:
 
     def out(self) -> set[str]:
         """Return the devices that are quarantined or banned."""
-        return {name for book in self._books.values() for name in book.names(*OUT)}
+        return self._in(*OUT)
 
     def banned(self) -> set[str]:
         """Return the devices that are proven to have lied."""
-        return {name for book in self._books.values() for name in book.names(State.BANNED)}
+        return self._in(State.BANNED)
 
-    def newcomers(self) -> set[str]:
-        """Return who has to earn trust in groups of their own: nobody in a fleet that is new itself."""
-        found = set[str]()
-        for book in self._books.values():
-            if book.established:
-                found |= set(book.names(State.PROBATION, State.PAROLE))
-        return found
+    def newcomers(self, names: Iterable[str]) -> set[str]:
+        """Return who of some devices has to earn trust in groups of their own: nobody in a fleet that is new itself."""
+        return {
+            name
+            for name in names
+            if (book := self._own(name)) is not None
+            and book.established
+            and (name not in book or book.standing(name).state in NEWCOMERS)
+        }
 
     def watched(self, groupings: Iterable[Grouping]) -> list[str]:
         """Return the groups that attest however the lot falls: those with a member who is not trusted."""
-        trusted = {name for book in self._books.values() for name in book.names(State.TRUSTED)}
+        trusted = self._in(State.TRUSTED)
         return [group.group for group in groupings if any(name not in trusted for name, _ in group.members)]
 
     def excluded(self, groupings: Iterable[Grouping], task: Task) -> list[str]:

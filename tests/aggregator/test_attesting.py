@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.aggregator.fleet import DIMENSION, Device, Fleet, Vector
+from tests.aggregator.fleet import DIMENSION, Device, Fleet, Vector, make_task
 
 from covey_aggregator.attesting import Finding
+from covey_aggregator.coordinator import Phase
 from covey_aggregator.reputation import State
+from covey_aggregator.reputations import Reputations
+from covey_aggregator.store import Store
 from covey_aggregator.task import Attestation
 from covey_protocol import topics
 from covey_protocol.attest_stage import REPORT
 from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.digest import content_digest
+from covey_protocol.epochs import Grouping, shard_of
 from covey_protocol.messages import Attestation as Attested
 from covey_protocol.messages import Report, ReportHead
 from covey_protocol.payload import write
@@ -295,3 +300,118 @@ def test_a_ban_outlives_restarts_and_a_second_name(make: Make) -> None:
     fleet.restart()
     assert fleet.state("pi-2") is State.BANNED
     assert all("pi-2" not in detail.members for detail in fleet.records("again")[-1].details)
+
+
+# --- books --------------------------------------------------------------------------------------------------------
+
+
+def book_of(fleet: Sketching) -> Any:
+    book = fleet.coordinator._judgement.reputations.book("pi-1")
+    assert book is not None
+    return book
+
+
+def test_the_sketches_of_a_group_that_was_lied_about_count_for_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make(12)
+    fleet.reject()
+    lying(monkeypatch, "pi-3", own=True)
+    fleet.start(rounds=1, group_size=6, reputation="observe")
+    assert fleet.finish().status == "done"
+    details = {detail.cause: detail.members for detail in fleet.records()[0].details}
+    ages = {name: book_of(fleet)._records[name].age for name in fleet.devices}
+    assert {ages[name] for name in details[""]} == {1}
+    assert {ages[name] for name in details["bad-sum"]} == {0}
+
+
+def test_who_keeps_its_report_back_is_noted_and_not_summed(make: Make) -> None:
+    fleet = make(6)
+    fleet.silent_from["pi-2"] = topics.ATTEST
+    fleet.start(rounds=1, group_size=6, reputation="observe")
+    assert fleet.finish().status == "done"
+    (detail,) = fleet.records()[0].details
+    assert detail.rejected == ["pi-2"]
+    parts = {name: book_of(fleet).standing(name).parts.refusals for name in fleet.devices}
+    assert parts.pop("pi-2") > 0
+    assert set(parts.values()) == {0}
+
+
+def test_newcomers_to_an_established_fleet_have_groups_of_their_own(make: Make) -> None:
+    fleet = make(8)
+    fleet.start(rounds=14, group_size=4, reputation="observe")
+    fleet.run_until(lambda: fleet.opened != [] and book_of(fleet).established)
+    fleet.arrive(*(f"new-{number}" for number in range(5)))
+    fleet.run_until(lambda: any("new-0" in detail.members for r in fleet.records() for detail in r.details))
+    groups = [set(detail.members) for detail in fleet.records()[-1].details]
+    fresh = {f"new-{number}" for number in range(5)}
+    assert fresh in groups
+    run = fleet.coordinator.run
+    assert run is not None
+    assert {name for name, group in run.groups.items() if "new-0" in dict(group.grouping.members)} <= set(
+        fleet.coordinator._judgement.reputations.watched(fleet.coordinator._groupings)
+    )
+
+
+def test_what_the_accepted_make_likely_reaches_the_rule_across_groups(make: Make) -> None:
+    fleet = make(10)
+    fleet.start(rounds=1, group_size=5, contamination=0.02, reputation="observe")
+    fleet.hold_jobs = False
+    fleet.run_until(lambda: fleet.coordinator.phase is Phase.COMBINING)
+    reputations = fleet.coordinator._judgement.reputations
+    ((finding, ruling),) = reputations._rulings.values()
+    reputations._rulings[finding.shard] = finding, replace(ruling, contamination=0.2)
+    assert fleet.coordinator.combine_inputs().keywords["contamination"] == 0.2  # type: ignore[attr-defined]
+    reputations._rulings[finding.shard] = finding, replace(ruling, contamination=0.01)
+    assert fleet.coordinator.combine_inputs().keywords["contamination"] == 0.02  # type: ignore[attr-defined]
+
+
+def grouping(shard: str, *names: str) -> Grouping:
+    return Grouping(1, f"1-{shard}-0", tuple((name, name.encode().ljust(32)) for name in names))
+
+
+def test_the_quarantined_stay_on_a_roster_while_their_group_can_afford_them(tmp_path: Path) -> None:
+    store = Store(tmp_path / "aggregator.db")
+    books, names = Reputations(store), [f"pi-{number}" for number in range(10)]
+    group, task = grouping("s", *names), make_task(tmp_path)
+    books.admit([group], {name: (key, key) for name, key in group.members})
+    book = books.book("pi-0")
+    assert book is not None
+    for number, (bad, excluded) in enumerate([(2, []), (3, ["pi-0", "pi-1", "pi-2"])]):
+        for name in names[:bad]:
+            book.quarantine(name, "a test")
+        assert books.excluded([group], task) == excluded, number
+    assert books.excluded([group], make_task(tmp_path, reputation="observe")) == []
+    book.release("pi-1", "a test")
+    book.release("pi-2", "a test")
+    book.ban("pi-0", "a proof")
+    assert books.excluded([group], task) == ["pi-0"]  # never, whatever the group can afford
+    store.close()
+
+
+def test_a_fleet_that_is_cut_anew_washes_nobody(tmp_path: Path) -> None:
+    store = Store(tmp_path / "aggregator.db")
+    books = Reputations(store)
+
+    def draw(*groups: Grouping) -> None:
+        books.admit(groups, {name: (key, key) for group in groups for name, key in group.members})
+
+    halves: list[list[str]] = [[], []]
+    for number in range(8):
+        halves[shard_of(f"pi-{number}", 1)].append(f"pi-{number}")
+    (a, a2, *_), (b, *_) = halves
+    draw(grouping("s", *halves[0], *halves[1]))
+    for name in (a, a2):
+        books.book(name).quarantine(name, "a test")  # type: ignore[union-attr]
+    books.book(b).ban(b, "a proof")  # type: ignore[union-attr]
+    draw(grouping("s0", *halves[0]), grouping("s1", *halves[1]))
+    assert books.out() == {a, a2, b}
+    books.book(a2).release(a2, "a test")  # type: ignore[union-attr]
+    assert books.out() == {a, b}  # what the other half's book says of it is old
+    books.keep()
+    books = Reputations(store)
+    assert books.out() == {a, b}
+    draw(grouping("s", *halves[0], *halves[1]))
+    assert books.out() == {a, b}
+    assert books.banned() == {b}
+    store.close()
