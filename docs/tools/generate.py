@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from docs.tools import asyncapi, figures, settings
+from docs.tools import asyncapi, figures, reputation, settings
 
 DOCS = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"(<!-- begin generated: (?P<name>[^>]+) -->\n).*?(<!-- end generated: (?P=name) -->)", re.DOTALL)
@@ -32,7 +32,11 @@ def fill(page: str, blocks: dict[str, str]) -> str:
 def generated() -> dict[Path, str]:
     """Return the files as they should be."""
     result = {DOCS / "asyncapi.yaml": asyncapi.render()}
-    for name, blocks in (("protocol.md", figures.blocks()), ("configuration.md", settings.blocks())):
+    for name, blocks in (
+        ("protocol.md", figures.blocks()),
+        ("configuration.md", settings.blocks()),
+        ("robustness.md", reputation.blocks()),
+    ):
         path = DOCS / name
         result[path] = fill(path.read_text(encoding="utf-8"), blocks)
     return result

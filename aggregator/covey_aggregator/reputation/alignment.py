@@ -12,6 +12,7 @@ from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import Array
 
 _MOST = 3.0
+_UNSURE = 5
 _WORST, _BEST = -1.5, 2.0
 
 
@@ -43,7 +44,7 @@ def remembered(before: Agreement, centre: Centre, page: Page) -> Agreement:
         centre: This round's.
         page: Tells how often pairs have met.
     """
-    rate = page.weights() @ centre.core / max(int(centre.core.sum()), 1)
+    rate = page.weights() @ centre.core / np.maximum(centre.core.sum() - centre.core, 1)
     new = np.clip(centre.agreement / centre.usual, -_MOST, _MOST)
     return Agreement((1 - rate) * before.total + rate * new, (1 - rate) * before.weight + rate)
 
@@ -53,8 +54,15 @@ def spread(agreement: Agreement, centre: Centre) -> float:
     return float(np.quantile(agreement.ratio()[centre.core], 0.84)) - 1
 
 
-def disagreement(agreement: Agreement, spread: float, s: Settings) -> Array:
-    """Return z_i: how many of the fleet's spreads a device agrees less with the centre than is usual."""
-    width = float(np.clip(spread, 0.2, 1))
+def disagreement(agreement: Agreement, spread: float, members: int, s: Settings) -> Array:
+    """Return z_i: how many of the fleet's spreads a device agrees less with the centre than is usual.
+
+    Args:
+        agreement: Of each device, remembered.
+        spread: The fleet's.
+        members: Of the centre: the fewer there are, the less sure is the spread.
+        s: The rule's parameters.
+    """
+    width = float(np.clip(spread * (1 + (_UNSURE / members) ** 2), 0.2, 1))
     below = 1 - np.clip(agreement.ratio(), _WORST, _BEST)
     return np.asarray(below / (width * max(1.0, width / s.spread_typical)))

@@ -158,7 +158,7 @@ class Reputation:
         records = [self._records[other] for other in (*mine, name) if other in self._records]
         if not records:
             # Newcomers to an established fleet do not count for what part of it may be in quarantine.
-            founder = not is_established(list(self._records.values()), self.settings)
+            founder = not self.established
             records = [Record(founder=founder)]
         for other in mine:
             self._cosines.rename(other, name)
@@ -237,7 +237,7 @@ class Reputation:
     @property
     def established(self) -> bool:
         """Whether enough devices are trusted for newcomers to be measured by them."""
-        return is_established([r for r in self._records.values() if r.state not in OUT], self.settings)
+        return is_established((r for r in self._records.values() if r.state not in OUT), self.settings)
 
     def weights(self, names: Iterable[str]) -> dict[str, float]:
         """Return what each device may count in a sum's weight or a grouping, from 0 to 1.

@@ -16,14 +16,14 @@ _HIGHEST = 0.985
 _LONER = 0.5
 
 
-def neighbours(size: int, s: Settings) -> int:
-    """Return m for a round of so many devices."""
-    return min(max(s.fewest_neighbours, int(s.neighbour * size)), size - 1)
+def neighbours(measure: Mask, s: Settings) -> int:
+    """Return m, by the number of those who are the measure: it is not for a wave of newcomers to change."""
+    return min(max(s.fewest_neighbours, int(s.neighbour * measure.sum())), len(measure) - 1)
 
 
-def nearest(cosines: Array, s: Settings) -> Array:
+def nearest(cosines: Array, measure: Mask, s: Settings) -> Array:
     """Return n_i, the m-th largest C_ij of each device."""
-    place = len(cosines) - neighbours(len(cosines), s)
+    place = len(cosines) - neighbours(measure, s)
     return np.asarray(np.partition(cosines, place, axis=1)[:, place])
 
 

@@ -57,7 +57,7 @@ def cosines_with_fellows(past: Array, directions: Array, measure: Mask, s: Setti
     """
     likeness = np.where(measure[None, :], np.maximum(past, 0), 0.0)
     np.fill_diagonal(likeness, 0)
-    place = len(past) - neighbours(len(past), s)
+    place = len(past) - neighbours(measure, s)
     likeness[likeness < np.partition(likeness, place, axis=1)[:, place, None]] = 0
     sums = likeness @ directions
     return np.asarray((directions * sums).sum(axis=1) / np.maximum(np.linalg.norm(sums, axis=1), TINY))

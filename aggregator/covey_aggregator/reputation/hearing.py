@@ -38,7 +38,7 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
     seen = [name for name in present if name in hearing.sketches and name not in hearing.disputed]
     known = [records[name] for name in seen]
     judged, page, norms = None, None, np.zeros(0)
-    measured = is_established(known, s) or not is_established([r for r in records.values() if r.state not in OUT], s)
+    measured = is_established(known, s) or not is_established((r for r in records.values() if r.state not in OUT), s)
     if len(seen) >= s.smallest and measured:
         sketches = read(hearing.sketches, seen)
         page, norms = cosines.after(seen, sketches.directions), sketches.norms

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_aggregator.reputation.sketches import Array, Mask
+from covey_aggregator.reputation.sketches import TINY, Array, Mask
 
 _MOST = 255  # rounds counted; the correction for a young average is gone long before
 
@@ -58,8 +58,9 @@ class Cosines:
         past = averages.copy()
         averages *= np.float32(self._memory)
         averages += ((1 - self._memory) * directions @ directions.T).astype(np.float32)
-        np.fill_diagonal(averages, 0)
         rounds += rounds < _MOST
+        for matrix in (averages, rounds):  # nobody is a pair
+            np.fill_diagonal(matrix, 0)
         return Page(tuple(names), past, averages, rounds, self._memory)
 
     def keep(self, page: Page) -> None:
@@ -113,7 +114,7 @@ class Page:
 
     def cosines(self) -> Array:
         """Return C: the averages, corrected for their youth; a device's cosine with itself is left at zero."""
-        return (self.averages / self.weights()).astype(np.float64)
+        return self.averages / np.maximum(self.weights(), TINY)
 
     def met(self) -> Mask:
         """Say who has met anybody of these before this round."""
@@ -121,4 +122,4 @@ class Page:
 
     def weights(self) -> Array:
         """Return how much of each pair's average its rounds are: towards 1 for those that have met often."""
-        return np.asarray(1.0 - self._memory ** np.maximum(self.rounds, 1))
+        return np.asarray(1.0 - self._memory**self.rounds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,7 +19,7 @@ from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import TINY, Array, Mask, Sketches, typical
 from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
-_FEWEST_CANDIDATES, _LEAST_CANDIDATES = 4, 0.2
+_FEWEST, _LEAST_CANDIDATES = 4, 0.2
 _OPPOSITION_COUNTS = 0.5  # the openness of the gate from which on opposing the centre keeps an update out
 _FELLOWS_COUNT = 2  # rounds of fellowship from which on opposing one's fellows does
 
@@ -40,9 +41,14 @@ class Judged:
     fleet: Fleet
 
 
-def is_established(records: Sequence[Record], s: Settings) -> bool:
-    """Say whether enough of these are trusted to be the measure of all."""
-    return sum(record.state is State.TRUSTED for record in records) >= max(1.0, s.established * len(records))
+def is_established(records: Iterable[Record], s: Settings) -> bool:
+    """Say whether enough of these are trusted to be the measure of all.
+
+    Newcomers to an established fleet are not counted among all: however many they are, they do not unsettle it.
+    """
+    there = [record for record in records if record.founder or record.state not in NEWCOMERS]
+    trusted = sum(record.state is State.TRUSTED for record in there)
+    return trusted >= max(_FEWEST, s.established * len(there))
 
 
 def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Fleet, s: Settings) -> Judged:
@@ -58,7 +64,7 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     known = is_established(records, s)
     weights = np.array([record.weight(known, s) for record in records])
     measure = weights >= weights.max()
-    usual = max(typical(sketches.norms[measure]), TINY * float(sketches.norms.max()), np.finfo(float).tiny)
+    usual = max(typical(sketches.norms[measure]), TINY * float(sketches.norms.max()), sys.float_info.min)
     relative = sketches.norms / usual
     cosines = page.cosines()
     ages = np.array([record.age + 1 for record in records])
@@ -67,7 +73,7 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     log_norms += (1 - s.memory) * norms.logs(sketches.norms, usual)
     logs = log_norms / (1 - s.memory**ages)
 
-    near = clones.nearest(cosines, s)
+    near = clones.nearest(cosines, measure, s)
     clone = clones.clones(near, measure, s)
 
     found = fellows.cosines_with_fellows(page.past.astype(float), sketches.directions, measure, s)
@@ -77,8 +83,8 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     fellowship = fellows.remembered(fellowship, found, page.met(), s)
 
     candidates = measure & (clone < 0.5) & (relative < s.band) & (relative > s.smallest_norm)
-    if candidates.sum() < max(_FEWEST_CANDIDATES, _LEAST_CANDIDATES * len(records)):
-        candidates = weights > 0 if weights.any() else np.ones(len(records), bool)
+    if candidates.sum() < max(_FEWEST, _LEAST_CANDIDATES * measure.sum()):
+        candidates = measure
     middle = centre.find(cosines, logs, candidates, weights, known=known, s=s)
     agreement = alignment.remembered(
         Agreement(np.array([r.agreement for r in records]), np.array([r.agreed for r in records])), middle, page
@@ -95,7 +101,7 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
         s=s,
     )
     weighed = evidence.weigh(
-        z=alignment.disagreement(agreement, spread, s),
+        z=alignment.disagreement(agreement, spread, int(middle.core.sum()), s),
         excess=middle.norm.excess(logs),
         logs=logs,
         clone=clone,
@@ -119,14 +125,14 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     written = tuple(
         msgspec.structs.replace(
             record,
-            evidence=record.evidence + float(change[i]),
+            evidence=_exact(record.evidence + change[i]),
             age=record.age + 1,
             stay=record.stay + 1,
-            log_norm=float(log_norms[i]),
-            fellowship=float(fellowship.total[i]),
+            log_norm=_exact(log_norms[i]),
+            fellowship=_exact(fellowship.total[i]),
             tested=int(fellowship.rounds[i]),
-            agreement=float(agreement.total[i]),
-            agreed=float(agreement.weight[i]),
+            agreement=_exact(agreement.total[i]),
+            agreed=_exact(agreement.weight[i]),
             parts=Parts(
                 alignment=float(weighed.alignment[i]),
                 norm=float(weighed.norm[i]),
@@ -136,7 +142,12 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
         )
         for i, record in enumerate(records)
     )
-    return Judged(written, summable, openness, Fleet(rounds=fleet.rounds + 1, spread=spread, peak=peak))
+    return Judged(written, summable, openness, Fleet(rounds=fleet.rounds + 1, spread=_exact(spread), peak=peak))
+
+
+def _exact(value: float) -> float:
+    """Drop the last digits, in which linear algebra may differ from run to run: a book must not depend on that."""
+    return round(float(value), 12)
 
 
 def _along(directions: Array, core: Mask) -> Array:

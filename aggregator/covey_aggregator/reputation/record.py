@@ -10,7 +10,7 @@ from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
 
-class Record(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class Record(msgspec.Struct, kw_only=True, frozen=True):
     """One device's record.
 
     Attributes:

@@ -17,7 +17,7 @@ _PRIOR_LOST, _PRIOR = 0.5, 10.0  # as if a device had been seen ten times, and l
 _MOST = 2.5
 
 
-class Liveness(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+class Liveness(msgspec.Struct, kw_only=True, frozen=True):
     """How often a device has answered elsewhere: where silence serves nobody.
 
     Attributes:
