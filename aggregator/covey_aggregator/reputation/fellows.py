@@ -50,13 +50,13 @@ def cosines_with_fellows(past: Array, directions: Array, measure: Mask, s: Setti
     """Return f_i: each update's cosine with the sum of its fellows', weighted by their likeness; 0 for who has none.
 
     Args:
-        past: M before this round, not corrected for youth: among equals, those known for longer are the fellows.
+        past: M before this round, its diagonal zero. It is not corrected for youth: among equals, those known for
+            longer are the fellows.
         directions: This round's u_i.
         measure: Who may be a fellow of others.
         s: The rule's parameters.
     """
     likeness = np.where(measure[None, :], np.maximum(past, 0), 0.0)
-    np.fill_diagonal(likeness, 0)
     place = len(past) - neighbours(measure, s)
     likeness[likeness < np.partition(likeness, place, axis=1)[:, place, None]] = 0
     sums = likeness @ directions

@@ -16,12 +16,11 @@ from covey_aggregator.reputation.fellows import Fellowship
 from covey_aggregator.reputation.history import Page
 from covey_aggregator.reputation.record import Fleet, Record
 from covey_aggregator.reputation.settings import Settings
-from covey_aggregator.reputation.sketches import TINY, Array, Mask, Sketches, typical
+from covey_aggregator.reputation.sketches import TINY, Mask, Sketches, typical
 from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
 _FEWEST, _LEAST_CANDIDATES = 4, 0.2
-_OPPOSITION_COUNTS = 0.5  # the openness of the gate from which on opposing the centre keeps an update out
-_FELLOWS_COUNT = 2  # rounds of fellowship from which on opposing one's fellows does
+_FELLOWS_COUNT = 2  # rounds of fellowship from which on opposing one's fellows keeps an update out
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,6 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
     summable = (clone < 1) & (relative > s.smallest_norm)
     summable &= relative < evidence.largest_norm(sketches.buckets, s)
     summable &= (found > s.opposed) | (fellowship.rounds < _FELLOWS_COUNT)
-    if openness >= _OPPOSITION_COUNTS:
-        summable &= _along(sketches.directions, middle.core) > s.opposed
     if known:
         summable &= np.array([r.founder or r.state not in NEWCOMERS or r.age >= s.sit_out for r in records])
     written = tuple(
@@ -148,9 +145,3 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
 def _exact(value: float) -> float:
     """Drop the last digits, in which linear algebra may differ from run to run: a book must not depend on that."""
     return round(float(value), 12)
-
-
-def _along(directions: Array, core: Mask) -> Array:
-    """Return each update's cosine with the mean direction of the core."""
-    mean = directions[core].mean(axis=0)
-    return np.asarray(directions @ mean / max(float(np.linalg.norm(mean)), TINY))

@@ -51,8 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         gate_agreement_width: From there on it opens over this much.
         gate_clusters: Clustering of the fleet at which the gate is shut.
         gate_clusters_width: It shuts over this much below.
-        opposed: Cosine with the centre or with its fellows under which an update is not summed, whatever its sender's
-            record.
+        opposed: Cosine with its fellows under which an update is not summed, whatever its sender's record.
         warm_up: Attested rounds of the fleet before evidence counts.
         sit_out: Attested rounds that newcomers to an established fleet are watched before they are summed; those who
             were there before it are spared.
