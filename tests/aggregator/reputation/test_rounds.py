@@ -92,6 +92,16 @@ def test_newcomers_among_themselves_earn_nothing() -> None:
     assert world.states(wave) == {State.QUARANTINED} and world.states(world.names[:30]) == {State.TRUSTED}
 
 
+def test_founders_whom_nobody_there_can_measure_are_summed_unmeasured() -> None:
+    world = World(40)
+    late = world.names[30:]
+    for _ in range(8):
+        world.play(absent=late)
+    before = world.book.encode()
+    assert world.play(absent=world.names[:30]).accepted == set(late)
+    assert world.book.rounds == 8 and len(world.book.encode()) == len(before)
+
+
 def test_a_wave_cannot_outvote_the_fleet() -> None:
     world = established(20)
     wave = world.join(200, flipped)
