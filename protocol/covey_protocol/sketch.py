@@ -75,6 +75,25 @@ class SketchMatrix:
                 np.add(sketch, self._part(vector[block.where], block), out=sketch)
         return result
 
+    def of_directions(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Return P·v of vectors of real numbers, shape (len(vectors), k).
+
+        ⟨P·u, P·v⟩ estimates ⟨u, v⟩, so a sketch of an update can be held against directions that were chosen later.
+
+        Raises:
+            ValueError: A vector has another length.
+        """
+        if any(vector.shape != (self.length,) for vector in vectors):
+            raise ValueError(f"sketches are of vectors of {self.length} coordinates")
+        result = np.zeros((len(vectors), self.k))
+        for block in self._blocks():
+            signs = block.signs.view(np.int16)
+            values = np.zeros(block.order.size, np.float32)
+            for place, vector in enumerate(vectors):
+                values[: block.where.stop - block.where.start] = vector[block.where]
+                result[place] += (values.take(block.order) * signs).sum(axis=1, dtype=np.float64)
+        return result
+
     def of_masks(self, seeds: Sequence[bytes]) -> Ring:
         """Return the sketches of the masks of seeds, shape (len(seeds), k), without a whole mask in memory."""
         result = np.zeros((len(seeds), self.k), np.uint16)

@@ -174,6 +174,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         signatures: False leaves signatures, shares and certificates out as well, for quick rehearsals.
         attestation: Whether devices attest sketches of their updates, and of what size and how often.
         reputation: ``observe`` scores devices and acts on nothing.
+        probes: Whether sketches are held against what the held-out samples would teach, to find backdoors.
         transport: ``broker`` runs real agents over MQTT, ``direct`` rehearses the fleet in this process.
         participation: Chance of a device to take part in a round.
         dropout: Chance of a device that takes part to fall silent somewhere in the round.
@@ -200,6 +201,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     signatures: bool = True
     attestation: bool | Attestation = False
     reputation: ReputationMode = "enforce"
+    probes: bool = False
     transport: Transport = "broker"
     participation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
@@ -278,6 +280,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
     (
         lambda it: it.transport == "broker" and bool(it.attestation) and not it.adaptive_clip,
         "adaptive_clip: false is rehearsed with transport: direct; the aggregator goes by the usual norm",
+    ),
+    (
+        lambda it: it.probes and (it.attestation is False or it.transport == "broker"),
+        "probes need attestation, and are rehearsed with transport: direct",
     ),
     (
         lambda it: KINDS[it.attack.kind].protocol and not (it.masking and it.signatures),

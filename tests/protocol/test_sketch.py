@@ -112,3 +112,13 @@ def test_vectors_of_another_length() -> None:
 @pytest.mark.parametrize(("dimension", "k"), [(1, 8), (1024, 8), (2048, 16), (8192, 64), (10**6, 64)])
 def test_the_width_follows_the_model(dimension: int, k: int) -> None:
     assert default_k(dimension) == k
+
+
+def test_directions_are_sketched_as_vectors_in_the_ring_are() -> None:
+    length = prg.BLOCK + 77
+    matrix = SketchMatrix(RHO, length, 16)
+    values = np.random.default_rng(4).integers(-3, 4, (2, length)).astype(np.int16)
+    in_ring = matrix.of([row.view(np.uint16) for row in values]).view(np.int16)
+    assert np.array_equal(matrix.of_directions(list(values.astype(np.float32))), in_ring.astype(np.float64))
+    with pytest.raises(ValueError, match=f"vectors of {length} coordinates"):
+        matrix.of_directions([np.zeros(length - 1, np.float32)])

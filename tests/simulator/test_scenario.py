@@ -134,6 +134,8 @@ def test_defaults_are_spelled_out() -> None:
         ({"attestation": {"lots": 1}}, "lots"),
         ({"attestation": True, "adaptive_clip": False}, "adaptive_clip: false is rehearsed"),
         ({"attestation": True, "transport": "direct", "devices": 1001}, "at most 1000 devices attest"),
+        ({"probes": True}, "probes need attestation"),
+        ({"probes": True, "attestation": True}, "rehearsed with transport: direct"),
         ({"participation": 0.5}, "rehearsed with transport: direct"),
         ({"dropout": 0.5}, "rehearsed with transport: direct"),
         ({"attack": {"kind": "sign-flip", "joins_at": 3}}, "rehearsed with transport: direct"),

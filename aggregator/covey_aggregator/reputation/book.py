@@ -74,6 +74,7 @@ class Reputation:
         enforce: bool = True,
         disputed: Collection[str] = (),
         refused: Collection[str] = (),
+        probed: Mapping[str, float] | None = None,
     ) -> Ruling:
         """Judge one attested round; the book does not change.
 
@@ -83,13 +84,18 @@ class Reputation:
             enforce: Whether to act on reputations. If not, everybody is accepted but those proven to have lied.
             disputed: Devices that have to go because they contradict peers, without proof of who lied.
             refused: Devices that sent a masked vector but no sketch, or would not sign or unmask.
+            probed: Evidence of ``covey_aggregator.probes`` against devices, from the rounds before.
 
         Raises:
             StateError: A device was never admitted.
             ValueError: Sketches differ in length or are not finite.
         """
         hearing = Hearing(
-            sketches=dict(sketches), enforce=enforce, disputed=frozenset(disputed), refused=frozenset(refused)
+            sketches=dict(sketches),
+            enforce=enforce,
+            disputed=frozenset(disputed),
+            refused=frozenset(refused),
+            probed=dict(probed or {}),
         )
         for name in sorted(hearing.names):
             self._record(name)

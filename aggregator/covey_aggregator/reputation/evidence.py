@@ -31,6 +31,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
         isolation: Like nobody, or no longer like its fellows.
         disputes: Contradicted by peers, with no proof who lied.
         refusals: Silent when it had to answer, more often than it is elsewhere.
+        pulls: Teaches samples of all kinds one label (``covey_aggregator.probes``).
     """
 
     alignment: float = 0.0
@@ -39,6 +40,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     isolation: float = 0.0
     disputes: float = 0.0
     refusals: float = 0.0
+    pulls: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
     after = {name: records[name] for name in present}
     if judged is not None:
         fleet = judged.fleet
-        after |= dict(zip(seen, judged.records, strict=True))
+        after |= {
+            name: _probed(records[name], record, hearing.probed.get(name, 0.0))
+            for name, record in zip(seen, judged.records, strict=True)
+        }
     after = {
         name: _answered(record, name in hearing.disputed, name in hearing.refused, s) for name, record in after.items()
     }
@@ -80,6 +83,15 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
         hearing=hearing,
         draft=Draft(records=after, fleet=fleet, page=page),
     )
+
+
+def _probed(before: Record, after: Record, pull: float) -> Record:
+    """Take what probes say into a record.
+
+    A pull is not made good by agreement with the others: to agree is how a backdoor is brought in.
+    """
+    evidence = max(after.evidence, before.evidence + pull) if pull > 0 else after.evidence
+    return msgspec.structs.replace(after, evidence=evidence, parts=msgspec.structs.replace(after.parts, pulls=pull))
 
 
 def _answered(record: Record, disputed: bool, refused: bool, s: Settings) -> Record:

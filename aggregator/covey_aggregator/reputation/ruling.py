@@ -46,12 +46,14 @@ class Hearing:
         enforce: Whether reputations act.
         disputed: Who has to go because of disputes.
         refused: Who fell silent.
+        probed: Evidence from elsewhere about what devices teach.
     """
 
     sketches: Mapping[str, NDArray[Any]]
     enforce: bool = True
     disputed: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
+    probed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:

@@ -12,6 +12,7 @@ _AGAINST = {
     "clones": "its updates are copies of other devices'",
     "isolation": "its updates are like nobody's, or no longer like those of its fellows",
     "disputes": "its peers contradict what it reported",
+    "pulls": "it teaches one label to samples of all kinds",
     "refusals": "it falls silent where it owes an answer, more often than elsewhere",
 }
 _STATES = {

@@ -172,6 +172,7 @@ class Conductor:
         elif outcome.masked:
             entropy = self.scenario.seed_for("dither", number, attempt)
             play.weights = model.apply_delta(play.weights, dithered(play.weights, entropy))
+        self._judge.look(order.weights, outcome)
         self._judge.settle(self._heard(outcome))
         loss, accuracy = self._learners.trainer.evaluate(play.weights, self._held_out) if means else (None, None)
         self._book(outcome, enrolled - self._judge.out(), set(means))

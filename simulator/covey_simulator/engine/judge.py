@@ -6,11 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from covey_aggregator.probes import Probes
 from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, Settings, State
 from covey_aggregator.reputations import without_place
+from covey_protocol.bundle import Float32
 from covey_protocol.epochs import Grouping
 from covey_simulator.chronicle import Opinion
-from covey_simulator.engine.parts import Finding
+from covey_simulator.engine.parts import Finding, RoundOutcome, in_units, shard_of_group
 from covey_simulator.scenario import Scenario
 
 
@@ -41,6 +46,9 @@ class Judge(Protocol):
 
     def accept(self, finding: Finding) -> frozenset[str]:
         """Judge an attested round, and return who is accepted; nothing is settled yet."""
+
+    def look(self, weights: Float32, outcome: RoundOutcome) -> None:
+        """Look at a round's sketches again once it is over, with probes that count in the next one."""
 
     def settle(self, heard: Heard) -> None:
         """Take a round into the books once it is over, attested or not."""
@@ -76,6 +84,9 @@ class NoJudge:
     def accept(self, finding: Finding) -> frozenset[str]:
         """Accept all but those who contradict others."""
         return frozenset(finding.sketches) - finding.disputed
+
+    def look(self, weights: Float32, outcome: RoundOutcome) -> None:
+        """There is nothing to look at."""
 
     def settle(self, heard: Heard) -> None:
         """Nothing is kept."""
@@ -115,10 +126,11 @@ class RuleJudge:
     Args:
         settings: The rule's parameters.
         enforce: Whether it acts; otherwise it only scores.
+        probes: What devices teach is looked at with these.
     """
 
-    def __init__(self, settings: Settings | None = None, *, enforce: bool = True) -> None:
-        self.book, self._enforce = Reputation(settings), enforce
+    def __init__(self, settings: Settings | None = None, *, enforce: bool = True, probes: Probes | None = None) -> None:
+        self.book, self._enforce, self.probes = Reputation(settings), enforce, probes
         self._ruling: Ruling | None = None
         self._norm: float | None = None
         self._contamination: float | None = None
@@ -132,10 +144,26 @@ class RuleJudge:
     def accept(self, finding: Finding) -> frozenset[str]:
         """Judge an attested round."""
         self._ruling = self.book.ruling(
-            finding.sketches, enforce=self._enforce, disputed=finding.disputed, refused=finding.owing
+            finding.sketches,
+            enforce=self._enforce,
+            disputed=finding.disputed,
+            refused=finding.owing,
+            probed=self.probes.evidence() if self.probes is not None else None,
         )
         self._contamination = self._ruling.contamination
         return self._ruling.accepted
+
+    def look(self, weights: Float32, outcome: RoundOutcome) -> None:
+        """Hold the sketches of groups whose sums came out against the held-out samples."""
+        if self.probes is None:
+            return
+        sketches = in_units(outcome.sketches, outcome.scale)
+        shards: dict[bytes, dict[str, NDArray[np.float64]]] = {}
+        for name, group in outcome.groups.items():
+            seed = outcome.seeds.get(shard_of_group(name))
+            if seed is not None and not group.aborted:
+                shards.setdefault(seed, {}).update({n: sketches[n] for n in group.attested if n in sketches})
+        self.probes.look(weights, shards)
 
     def settle(self, heard: Heard) -> None:
         """Settle the ruling, and note who answered."""
@@ -178,6 +206,8 @@ class RuleJudge:
         return {name: Opinion(it.state.value, it.state in OUT, it.score, it.words) for name, it in standings.items()}
 
 
-def make_judge(scenario: Scenario) -> Judge:
-    """Return who judges a scenario's devices."""
-    return RuleJudge(enforce=scenario.reputation == "enforce") if scenario.attesting else NoJudge()
+def make_judge(scenario: Scenario, probes: Probes | None = None) -> Judge:
+    """Return who judges a scenario's devices, with probes where it asks for them."""
+    if not scenario.attesting:
+        return NoJudge()
+    return RuleJudge(enforce=scenario.reputation == "enforce", probes=probes)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from covey_agent.data import Dataset
 from covey_agent.trainer import Trainer
+from covey_aggregator.probes import Gradients, Probes
 from covey_simulator.attacks import malicious_devices
 from covey_simulator.engine.conductor import Conductor, Play, Step
 from covey_simulator.engine.draws import Draws
@@ -43,7 +44,8 @@ def rehearse(
     """
     malicious = malicious_devices(scenario) if scenario.malicious_count else frozenset[int]()
     learners = Learners(scenario, trainer, slices, malicious)
-    judge = make_judge(scenario)
+    probes = Probes(Gradients(trainer.bundle, held_out.x, held_out.y)) if scenario.probes else None
+    judge = make_judge(scenario, probes)
     level = rounds if rounds is not None else make_rounds(scenario)
     return Conductor(scenario, level, learners, judge, held_out, on_step=on_step).run(on_round)
 
