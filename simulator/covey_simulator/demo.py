@@ -17,10 +17,17 @@ from covey_simulator.scenario import demo_scenario
 @click.option("--rounds", default=10, show_default=True, help="How many rounds.")
 @click.option("--malicious", default=0.2, show_default=True, help="Share of the devices that poison.")
 @click.option("--attack", default="sign-flip", show_default=True, help="What they do: see docs/attacks.md.")
-@click.option("--scale", type=float, help="How hard they poison (default: 1).")
+@click.option("--scale", type=float, help="How hard they poison (default: 5 for sign-flip).")
 @click.option("--seed", default=0, show_default=True, help="Of slices and attackers.")
 @click.option(
     "--masking", type=click.Choice(["on", "off"]), default="on", show_default=True, help="off: for laboratories only."
+)
+@click.option(
+    "--attestation",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="off: nobody is judged by sketches; groups of masked updates alone.",
 )
 @headless_option
 @out_option
@@ -33,6 +40,7 @@ def demo(
     scale: float | None,
     seed: int,
     masking: str,
+    attestation: str,
     headless: bool,
     out: Path,
     broker: Literal["mosquitto", "amqtt"] | None,
@@ -44,7 +52,8 @@ def demo(
       ./run demo
       ./run demo --headless --out out
       ./run demo --malicious 0
-      ./run demo --attack sign-flip --scale 5
+      ./run demo --attack label-flip --rounds 20
+      ./run demo --attestation off
     """
     scenario = demo_scenario(
         devices=devices,
@@ -54,6 +63,7 @@ def demo(
         scale=scale if malicious else None,
         seed=seed,
         masking=masking == "on",
+        attestation=attestation == "on",
     )
     sys.exit(show(scenario, out, headless=headless, broker=broker))
 

@@ -72,14 +72,14 @@ def build_report(
         )
         if run
     }
-    reached = final_accuracy(rounds)
+    reached, detection = final_accuracy(rounds), _detection(devices)
     return Report(
         name=scenario.name,
-        verdict=judge(scenario, rounds, baselines, failures),
+        verdict=judge(scenario, rounds, baselines, failures, expelled=detection.malicious_quarantined),
         final_accuracy=reached,
         rounds=list(rounds),
         devices=list(devices),
-        detection=_detection(devices),
+        detection=detection,
         attack_success=attack_success,
         baselines=baselines,
         config=_config(scenario),

@@ -41,6 +41,7 @@ MAX_ROUNDS = 100_000
 # An honest update of the first round has norm 5.86 in the median; the clip is 1.54 times that.
 DEMO_PLAN = Plan(steps=40, batch_size=16, learning_rate=0.3, momentum=0.5)
 DEMO_CLIP = 9.0
+DEMO_SCALE = 5.0
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -333,12 +334,17 @@ def demo_scenario(
     scale: float | None = None,
     seed: int = 0,
     masking: bool = True,
+    attestation: bool = True,
 ) -> Scenario:
     """Return the demo: handwritten digits, dealt evenly, some of the devices hostile.
+
+    Those who flip signs send five times the opposite if no scale is given. Without masks nobody attests.
 
     Raises:
         ConfigError: A flag is out of range; the message names the field.
     """
+    if attack == "sign-flip" and scale is None:
+        scale = DEMO_SCALE
     value = {
         "name": "demo",
         "seed": seed,
@@ -349,6 +355,7 @@ def demo_scenario(
         "clip": DEMO_CLIP,
         "attack": {"kind": attack, "fraction": malicious, "scale": scale},
         "masking": masking,
+        "attestation": masking and attestation,
     }
     return parse_scenario(value, origin="demo", folder=Path())
 

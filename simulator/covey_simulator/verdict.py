@@ -15,7 +15,8 @@ from covey_simulator.data import device_names
 from covey_simulator.records import Baseline, RoundRecord, Verdict, final_accuracy
 from covey_simulator.scenario import DEMO_CLIP, DEMO_PLAN, Scenario
 
-DEMO_ACCURACY = 0.85
+DEMO_ACCURACY = 0.90
+DEMO_ACCURACY_OF_GROUPS_ALONE = 0.85
 STRONG_SCALE = 5.0
 # Closer together than this two runs are called equal: 359 held-out digits make one sample 0.28 points, and runs on
 # other training seeds differ by about a point.
@@ -27,8 +28,18 @@ def judge(
     rounds: Sequence[RoundRecord],
     baselines: Mapping[str, Baseline],
     failures: Sequence[str] = (),
+    *,
+    expelled: int | None = None,
 ) -> Verdict:
-    """Say whether a run did what was promised for its scenario."""
+    """Say whether a run did what was promised for its scenario.
+
+    Args:
+        scenario: What was run.
+        rounds: What the fleet did.
+        baselines: What the same fleet does in the clear.
+        failures: What went wrong beyond the rounds' own records.
+        expelled: How many of the malicious devices are out, where that is known.
+    """
     bad, good = list(failures), []
     ran = {record.round for record in rounds}
     missing = [number for number in range(1, scenario.rounds + 1) if number not in ran]
@@ -45,6 +56,9 @@ def judge(
         (good if reached >= promised else bad).append(sentence)
     elif reached is not None:
         good.append(f"Final accuracy {reached:.3f} on held-out samples; nothing is promised for this scenario.")
+    if expelled is not None and promises_expulsion(scenario):
+        sentence = f"{expelled} of {scenario.malicious_count} malicious devices are expelled; all are promised here."
+        (good if expelled >= scenario.malicious_count else bad).append(sentence)
     return Verdict(
         ok=not bad,
         promised_accuracy=promised,
@@ -57,11 +71,11 @@ def promised_accuracy(scenario: Scenario) -> float | None:
     """Return the accuracy that this scenario must reach, or None where none is promised.
 
     Promised is what the demo was tuned and checked for: its data, plan and clip, at least ten rounds, at most a hundred
-    devices of which at most a fifth flip the sign of an unscaled update.
+    devices of which at most a fifth flip the sign of their update; where nobody attests, of an unscaled one.
     """
-    attack = scenario.attack
+    attack, attested = scenario.attack, scenario.attesting is not None and scenario.reputation == "enforce"
     mild = scenario.malicious_count == 0 or (
-        attack.kind == "sign-flip" and attack.fraction <= 0.2 and (attack.scale or 0) <= 1
+        attack.kind == "sign-flip" and attack.fraction <= 0.2 and (attested or (attack.scale or 0) <= 1)
     )
     demo = (
         scenario.data.source == "digits"
@@ -71,7 +85,16 @@ def promised_accuracy(scenario: Scenario) -> float | None:
         and scenario.plan == DEMO_PLAN
         and scenario.clip == DEMO_CLIP
     )
-    return DEMO_ACCURACY if mild and demo and scenario.rounds >= 10 and scenario.devices <= 100 else None
+    if not (mild and demo and scenario.rounds >= 10 and scenario.devices <= 100):
+        return None
+    return DEMO_ACCURACY if attested else DEMO_ACCURACY_OF_GROUPS_ALONE
+
+
+def promises_expulsion(scenario: Scenario) -> bool:
+    """Say whether all malicious devices must be out in the end: where an accuracy is promised under a strong attack."""
+    attested = scenario.attesting is not None and scenario.reputation == "enforce"
+    strong = (scenario.attack.scale or 0) >= STRONG_SCALE
+    return attested and strong and scenario.malicious_count > 0 and promised_accuracy(scenario) is not None
 
 
 def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Baseline]) -> list[str]:

@@ -29,13 +29,19 @@ def rounds(*accuracies: float | None, **changes: Any) -> list[RoundRecord]:
     ]
 
 
+def device(number: int, *, malicious: bool) -> DeviceRecord:
+    """Return a device that was found out if it is malicious."""
+    state, at = ("quarantined", 5) if malicious else ("trusted", None)
+    return DeviceRecord(name=f"pi-{number}", malicious=malicious, state=state, quarantined_at=at)
+
+
 def report(scenario: Scenario | None = None, accuracies: Sequence[float] = (), **changes: Any) -> Report:
     """Return the report of a demo that went well."""
     scenario = scenario or demo_scenario()
     accuracies = accuracies or [0.8, *[0.93] * (scenario.rounds - 1)]
     fields: dict[str, Any] = {
         "rounds": rounds(*accuracies),
-        "devices": [DeviceRecord(name=f"pi-{n}", malicious=n < 6, state="online") for n in range(scenario.devices)],
+        "devices": [device(n, malicious=n < scenario.malicious_count) for n in range(scenario.devices)],
         "undefended": rounds(*[0.5] * scenario.rounds),
         "no_attack": rounds(*[0.96] * scenario.rounds),
         "seconds": 31.0,

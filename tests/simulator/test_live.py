@@ -101,10 +101,10 @@ def test_text_is_never_taken_for_markup() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "scale", "word"), [(0.9, 1.0, "PASSED"), (0.5, 1.0, "FAILED"), (0.5, 5.0, "FINISHED")]
+    ("accuracy", "scale", "word"), [(0.9, 1.0, "PASSED"), (0.5, 1.0, "FAILED"), (0.5, 3.0, "FINISHED")]
 )
 def test_the_summary_opens_with_the_verdict(accuracy: float, scale: float, word: str) -> None:
-    scenario = demo_scenario(scale=scale)
+    scenario = demo_scenario(scale=scale, attestation=scale == 1)
     made = report(scenario, [accuracy] * 10)
     lines = summary_lines(made, {})
     assert lines[0].startswith(f"{word}: demo")

@@ -75,10 +75,10 @@ def test_holds_charts_and_their_numbers_as_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "scale", "kind"), [([0.9] * 10, 1, "passed"), ([0.5] * 10, 1, "failed"), ([0.5] * 10, 5, "open")]
+    ("accuracies", "scale", "kind"), [([0.9] * 10, 1, "passed"), ([0.5] * 10, 1, "failed"), ([0.5] * 10, 3, "open")]
 )
 def test_says_the_verdict_first_and_in_words(accuracies: list[float], scale: float, kind: str) -> None:
-    made = report(demo_scenario(scale=scale), accuracies)
+    made = report(demo_scenario(scale=scale, attestation=scale == 1), accuracies)
     page = render_page(made)
     assert f'class="verdict {kind}"' in page
     assert page.index("verdict") < page.index("<svg")
@@ -109,7 +109,7 @@ def test_shows_what_there_is(tmp_path: Path) -> None:
 
 
 def test_rounds_without_masks_are_called_that() -> None:
-    page = render_page(report(msgspec.structs.replace(demo_scenario(), masking=False)))
+    page = render_page(report(demo_scenario(masking=False)))
     assert "WITHOUT masks" in page
 
 

@@ -30,17 +30,17 @@ def test_the_schema(tmp_path: Path) -> None:
     assert found["rounds"][1]["round"] == 2
     assert found["final_accuracy"] == 0.93
     assert found["devices"][0] == {
-        **{"name": "pi-0", "malicious": True, "state": "online"},
-        **{"reputation": None, "quarantined_at": None, "reputations": [], "reason": None},
+        **{"name": "pi-0", "malicious": True, "state": "quarantined"},
+        **{"reputation": None, "quarantined_at": 5, "reputations": [], "reason": None},
     }
-    assert found["detection"] == {"malicious_quarantined": 0, "honest_quarantined": 0, "rounds_to_90": None}
+    assert found["detection"] == {"malicious_quarantined": 6, "honest_quarantined": 0, "rounds_to_90": 5}
     assert set(found["baselines"]) == {"undefended", "no_attack"}
     assert found["baselines"]["undefended"]["final_accuracy"] == 0.5
     assert len(found["baselines"]["no_attack"]["rounds"]) == 10
     assert found["config"]["attack"] == {
         "kind": "sign-flip",
         "fraction": 0.2,
-        "scale": 1.0,
+        "scale": 5.0,
         "start_round": 1,
         "joins_at": 1,
     }

@@ -180,7 +180,10 @@ def test_refuses_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_demo_is_what_the_command_promises() -> None:
     demo = demo_scenario()
     assert (demo.devices, demo.rounds, demo.group_size, demo.malicious_count) == (30, 10, 6, 6)
-    assert (demo.attack.kind, demo.attack.scale, demo.rule, demo.masking) == ("sign-flip", 1.0, "trimmed-mean", True)
+    assert (demo.attack.kind, demo.attack.scale, demo.rule, demo.masking) == ("sign-flip", 5.0, "trimmed-mean", True)
+    assert demo.attesting is not None and demo.reputation == "enforce"
+    assert demo_scenario(attack="alie").attack.scale == 1.0
+    assert demo_scenario(masking=False).attesting is None
     assert demo.plan == DEMO_PLAN
     assert demo.plan.steps_for(48) >= 40
     assert demo_scenario(attack="none").malicious_count == 0

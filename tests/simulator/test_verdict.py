@@ -9,15 +9,40 @@ import pytest
 from tests.simulator.records import report, rounds
 
 from covey_simulator.scenario import Attestation, Partition, Scenario, demo_scenario
-from covey_simulator.verdict import promised_accuracy
+from covey_simulator.verdict import judge, promised_accuracy, promises_expulsion
 
 
 def test_the_demo_passes_at_what_is_promised() -> None:
-    verdict = report(accuracies=[0.85] * 10).verdict
-    assert (verdict.ok, verdict.promised_accuracy) == (True, 0.85)
-    verdict = report(accuracies=[0.99] * 9 + [0.849]).verdict
+    calm = demo_scenario(malicious=0.0)
+    verdict = report(calm, [0.9] * 10).verdict
+    assert (verdict.ok, verdict.promised_accuracy) == (True, 0.9)
+    verdict = report(calm, [0.99] * 9 + [0.899]).verdict
     assert not verdict.ok
-    assert "0.849" in verdict.reasons[0]
+    assert "0.899" in verdict.reasons[0]
+
+
+def test_all_attackers_of_the_demo_must_be_out() -> None:
+    scenario, run = demo_scenario(), rounds(*[0.95] * 10)
+    assert judge(scenario, run, {}, expelled=6).ok
+    verdict = judge(scenario, run, {}, expelled=5)
+    assert not verdict.ok
+    assert verdict.reasons[0] == "5 of 6 malicious devices are expelled; all are promised here."
+    assert judge(scenario, run, {}).ok  # where it is not known
+
+
+@pytest.mark.parametrize(
+    ("scenario", "promised"),
+    [
+        (demo_scenario(), True),
+        (demo_scenario(scale=1), False),
+        (demo_scenario(malicious=0.0), False),
+        (demo_scenario(attestation=False), False),
+        (demo_scenario(attack="gaussian", scale=5), False),
+        (msgspec.structs.replace(demo_scenario(), reputation="observe"), False),
+    ],
+)
+def test_expulsion_is_promised_where_the_attack_is_strong(scenario: Scenario, promised: bool) -> None:
+    assert promises_expulsion(scenario) == promised
 
 
 def test_missing_rounds_fail() -> None:
@@ -52,7 +77,8 @@ def changed(**changes: Any) -> Scenario:
         (demo_scenario(), True),
         (demo_scenario(malicious=0.0, scale=10), True),
         (demo_scenario(attack="none"), True),
-        (demo_scenario(scale=2), False),
+        (demo_scenario(scale=20), True),
+        (demo_scenario(attestation=False), False),
         (demo_scenario(malicious=0.3), False),
         (demo_scenario(attack="gaussian"), False),
         (demo_scenario(rounds=9), False),
@@ -64,11 +90,17 @@ def changed(**changes: Any) -> Scenario:
     ],
 )
 def test_promises_only_what_was_tuned_for(scenario: Scenario, promised: bool) -> None:
-    assert promised_accuracy(scenario) == (0.85 if promised else None)
+    assert promised_accuracy(scenario) == (0.9 if promised else None)
+
+
+def test_promises_less_where_nobody_attests() -> None:
+    assert promised_accuracy(demo_scenario(attestation=False, scale=1)) == 0.85
+    assert promised_accuracy(demo_scenario(attestation=False, scale=2)) is None
+    assert promised_accuracy(msgspec.structs.replace(demo_scenario(), reputation="observe")) is None
 
 
 def test_strong_attacks_are_said_plainly_with_their_numbers() -> None:
-    scenario = demo_scenario(scale=5)
+    scenario = demo_scenario(scale=5, attestation=False)
     verdict = report(scenario, [0.71] * 10).verdict
     assert verdict.ok
     assert verdict.promised_accuracy is None
@@ -79,7 +111,7 @@ def test_strong_attacks_are_said_plainly_with_their_numbers() -> None:
 
 
 def test_a_strong_attack_by_few_is_not_called_lost() -> None:
-    few = report(demo_scenario(scale=5, malicious=0.03)).verdict
+    few = report(demo_scenario(scale=5, malicious=0.03, attestation=False)).verdict
     assert not any("cannot be relied on" in note for note in few.notes)
     assert any("0.930 this fleet" in note for note in few.notes)
 
@@ -95,7 +127,7 @@ def test_a_strong_attack_by_few_is_not_called_lost() -> None:
     ],
 )
 def test_counts_what_each_rule_leaves_out(rule: Any, withstood: bool) -> None:
-    value = {**msgspec.to_builtins(demo_scenario(scale=10, malicious=0.03)), "rule": rule}
+    value = {**msgspec.to_builtins(demo_scenario(scale=10, malicious=0.03, attestation=False)), "rule": rule}
     scenario = msgspec.convert(value, Scenario)
     notes = report(scenario).verdict.notes
     assert any("cannot be relied on" in note for note in notes) is not withstood
@@ -112,11 +144,13 @@ def test_says_when_the_defence_made_no_difference() -> None:
 
 
 def test_says_what_the_fleet_lacks() -> None:
-    notes = " ".join(report(msgspec.structs.replace(demo_scenario(devices=8), masking=False)).verdict.notes)
+    notes = " ".join(report(demo_scenario(devices=8, masking=False)).verdict.notes)
     assert "MASKING IS OFF" in notes
     assert "Groups: 1. Nothing can be trimmed" in notes
     assert "MASKING" not in " ".join(report().verdict.notes)
-    assert "not scored one by one" in " ".join(report().verdict.notes)
+    assert "not scored one by one" not in " ".join(report().verdict.notes)
+    alone = demo_scenario(attestation=False, scale=1)
+    assert "not scored one by one" in " ".join(report(alone).verdict.notes)
 
 
 def test_says_what_a_rehearsal_leaves_out_and_whether_devices_are_scored() -> None:
