@@ -34,7 +34,8 @@ def test_a_fleet_learns_and_reports(tmp_path: Path, broker: Kind) -> None:
     written = json.loads((tmp_path / "out" / REPORT).read_text())
     assert [record["round"] for record in written["rounds"]] == [1, 2]
     for record in written["rounds"]:
-        assert (record["participants"], record["accepted"], record["rejected"]) == (8, 6, 2)
+        assert record["participants"] == record["accepted"] + record["rejected"] == 8
+        assert 1 <= record["rejected"] <= 2  # in the first rounds there is no history to judge by
         assert 0.3 < record["accuracy"] <= 1
         assert record["bytes_up"] > 8 * 2 * 2410  # two bytes a parameter and device, and what goes with it
         assert set(record["stage_seconds"]) >= {"joining", "sharing", "masking", "signing", "unmasking"}
