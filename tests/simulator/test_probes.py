@@ -12,11 +12,11 @@ from covey_simulator.attacks import malicious_devices
 from covey_simulator.attacks.success import attack_success
 from covey_simulator.data import device_names, load_corpus, make_bundle, partition
 from covey_simulator.engine.rehearse import rehearse
-from covey_simulator.scenario import parse_scenario
+from covey_simulator.roles import odd_devices
+from covey_simulator.scenario import Scenario, parse_scenario
 
 
-def played(seed: int, **changes: Any) -> tuple[float, float, float]:
-    """Return the backdoor's success, and the shares of attackers and honest devices in quarantine."""
+def scenario(seed: int, **changes: Any) -> Scenario:
     value = {
         "name": "probes",
         "seed": seed,
@@ -33,7 +33,12 @@ def played(seed: int, **changes: Any) -> tuple[float, float, float]:
         "signatures": False,
         "attack": {"kind": "model-replacement", "scale": 1.0, "fraction": 0.2},
     }
-    told = parse_scenario({**value, **changes}, origin="test", folder=Path())
+    return parse_scenario({**value, **changes}, origin="test", folder=Path())
+
+
+def played(seed: int, **changes: Any) -> tuple[float, float, float]:
+    """Return the backdoor's success, and the shares of attackers and honest devices in quarantine."""
+    told = scenario(seed, **changes)
     corpus = load_corpus(told)
     trainer = Trainer(make_bundle(told, corpus))
     play = rehearse(told, trainer, partition(corpus.train, told), corpus.held_out)
@@ -54,3 +59,17 @@ def test_a_mild_backdoor_is_expelled_by_what_it_teaches(signatures: bool) -> Non
     assert success < without[0] / 2
     assert caught >= 0.7
     assert wronged == 0
+
+
+def test_devices_of_one_class_are_excused_for_differing() -> None:
+    out = {}
+    for probes in (False, True):
+        oddities = {"kind": "one-class", "fraction": 0.2}
+        told = scenario(1, rounds=10, probes=probes, attack={"kind": "none"}, oddities=oddities)
+        corpus = load_corpus(told)
+        trainer = Trainer(make_bundle(told, corpus))
+        play = rehearse(told, trainer, partition(corpus.train, told), corpus.held_out)
+        out[probes] = play.expelled[-1]
+    names = device_names(50)
+    assert len(out[False] & {names[index] for index in odd_devices(told)}) >= 3
+    assert out[True] == set()

@@ -16,9 +16,10 @@ MAX_CLASSES = 32
 SAMPLES = 1024
 """Held-out samples that are looked at, at most; more would sharpen the gradients little."""
 
-_HARD = 3
-"""One part in so many of a class's samples, those that the model gets least right, is a direction of its own."""
-_FEWEST = 2 * _HARD
+_PARTS = 3
+HARD = 1 / _PARTS
+"""So much of a class's samples, those that the model gets least right, is a direction of its own."""
+_FEWEST = 2 * _PARTS
 
 
 class Gradients:
@@ -64,7 +65,7 @@ class Gradients:
         for label in range(self.classes):
             own = np.flatnonzero(self._y == label)
             own = own[np.argsort(hardness[own], kind="stable")]
-            cut = len(own) - len(own) // _HARD
+            cut = len(own) - len(own) // _PARTS
             easy.append(self.down(weights, self._x[own[:cut]], label))
             hard.append(self.down(weights, self._x[own[cut:]], label))
             off.append(self.down(weights, self._x[self._y != label], label))

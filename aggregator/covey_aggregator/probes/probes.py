@@ -8,6 +8,9 @@ A ← λA + w(PG)ᵀ(PG)/|s|² and b ← λb + w(PG)ᵀs/|s|² with w = (usual n
 Beside what is right (a class's samples under its label) the ingredients hold what is wrong: everything else under its
 label. Its share in the mixture, F_ic, is device i's *pull* to class c. Honest devices have weak ones, with whatever
 labels they hold; who trains samples of all classes to one label has a strong one, trigger or not.
+
+A second fit, with nothing but what is right, says how much of a device's updates its own labels explain. Where that is
+nearly all, differing from others is no evidence.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from covey_aggregator.probes.gradients import Gradients
+from covey_aggregator.probes.gradients import HARD, Gradients
 from covey_aggregator.probes.nonnegative import solve
 from covey_aggregator.probes.settings import Settings
 from covey_protocol.errors import StateError
@@ -27,7 +30,7 @@ from covey_protocol.model import Weights
 from covey_protocol.sketch import SketchMatrix
 
 Array = NDArray[np.float64]
-_VERSION = 1
+_VERSION = 2
 
 
 class _Device(msgspec.Struct, kw_only=True):
@@ -37,6 +40,7 @@ class _Device(msgspec.Struct, kw_only=True):
     products: bytes
     mixture: bytes
     rounds: int = 0
+    length: float = 0.0
 
 
 class _Kept(msgspec.Struct, kw_only=True):
@@ -67,7 +71,7 @@ class Probes:
         self._names: list[str] = []
         self._squares = np.zeros((0, self._size, self._size))
         self._products, self._mixtures = np.zeros((0, self._size)), np.zeros((0, self._size))
-        self._rounds = np.zeros(0, int)
+        self._rounds, self._lengths = np.zeros(0, int), np.zeros(0)
         self._peak = self._gate = 0.0
         self._alarmed: set[int] = set()
         self._streaks = [0] * gradients.classes
@@ -121,6 +125,29 @@ class Probes:
         found = self._gate * np.clip(s.weight * (worst - s.from_), 0, s.most)
         return {name: float(x) for name, strength, x in zip(names, worst, found, strict=True) if strength > s.notable}
 
+    def explained(self) -> dict[str, float]:
+        """Return what share of a device's updates is a mixture of its own labels' gradients, from 0 to 1.
+
+        It is 1 − |residual|²/|sketches|² over the rounds, for the fit with right ingredients alone, one a class: with
+        fewer than all it takes fewer rounds until a good fit means something.
+        """
+        names, shares, _ = self._explained()
+        return dict(zip(names, shares.tolist(), strict=True))
+
+    def excused(self) -> dict[str, float]:
+        """Return how far devices are excused for differing in the next attested round; those who are not are left out.
+
+        Whose updates are nearly a non-negative mixture of what honest samples of each class teach is honest about its
+        labels, whatever labels those are, and however far its updates lie from the others'. Many who teach the same
+        label are a crowd, whose excuse would move the whole fleet: they have none.
+        """
+        s = self.settings
+        names, shares, labels = self._explained()
+        far = np.clip((shares - s.excuse_from) / s.excuse_width, 0, 1)
+        crowd = np.bincount(labels[far > 0], minlength=self._gradients.classes) > s.excuse_crowd * len(names)
+        far[crowd[labels]] = 0
+        return {name: float(share) for name, share in zip(names, far, strict=True) if share > 0}
+
     def forget(self, name: str) -> None:
         """Erase what is held about a device."""
         if name in self._names:
@@ -128,6 +155,7 @@ class Probes:
             self._names = [self._names[place] for place in left]
             self._squares, self._products = self._squares[left], self._products[left]
             self._mixtures, self._rounds = self._mixtures[left], self._rounds[left]
+            self._lengths = self._lengths[left]
 
     def encode(self) -> bytes:
         """Return the book as it is to be kept."""
@@ -137,6 +165,7 @@ class Probes:
                 products=self._products[place].astype("<f4").tobytes(),
                 mixture=self._mixtures[place].astype("<f4").tobytes(),
                 rounds=int(self._rounds[place]),
+                length=float(self._lengths[place]),
             )
             for place, name in enumerate(self._names)
         }
@@ -169,6 +198,7 @@ class Probes:
         self._squares[places] += weight * (design @ design.T)[None] / size[:, None, None]
         self._products[places] *= memory
         self._products[places] += weight * (values @ design.T) / size[:, None]
+        self._lengths[places] = memory * self._lengths[places] + weight
         self._rounds[places] += 1
 
     def _grow(self, name: str) -> None:
@@ -176,7 +206,20 @@ class Probes:
         self._squares = np.concatenate([self._squares, np.zeros((1, self._size, self._size))])
         self._products = np.concatenate([self._products, np.zeros((1, self._size))])
         self._mixtures = np.concatenate([self._mixtures, np.zeros((1, self._size))])
-        self._rounds = np.append(self._rounds, 0)
+        self._rounds, self._lengths = np.append(self._rounds, 0), np.append(self._lengths, 0.0)
+
+    def _explained(self) -> tuple[list[str], Array, NDArray[np.int64]]:
+        """Return who was looked at often enough, what share its own labels explain, and which of them explains most."""
+        s, classes = self.settings, self._gradients.classes
+        seen = np.flatnonzero((self._rounds >= s.excuse_age) & (self._lengths > 0))
+        if not len(seen):
+            return [], np.zeros(0), np.zeros(0, np.int64)
+        both = np.zeros((classes, self._size))  # the easier and the harder samples of a class in their usual parts
+        both[:, :classes], both[:, classes : 2 * classes] = (1 - HARD) * np.eye(classes), HARD * np.eye(classes)
+        products = self._products[seen] @ both.T
+        explained = solve(both @ self._squares[seen] @ both.T, products) * products
+        shares = np.clip(explained.sum(axis=1) / self._lengths[seen], 0, 1)
+        return [self._names[place] for place in seen], shares, explained.argmax(axis=1)
 
     def _shares(self) -> tuple[list[str], Array]:
         seen = self._rounds >= self.settings.age
@@ -230,3 +273,4 @@ class Probes:
         self._squares = flat["squares"].reshape(-1, size, size)
         self._products, self._mixtures = flat["products"].reshape(-1, size), flat["mixture"].reshape(-1, size)
         self._rounds = np.array([device.rounds for device in devices], int)
+        self._lengths = np.array([device.length for device in devices], float)

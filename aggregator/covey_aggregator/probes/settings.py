@@ -33,6 +33,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         most: Most evidence that a round adds.
         open_from: Share of the largest usual norm of updates from which on pulls begin to count.
         open_width: From there on they count more and more, over this much.
+        excuse_age: Attested rounds of a device before it can be excused.
+        excuse_from: Share of a device's updates that its own labels have to explain for it to be excused at all.
+        excuse_width: From there on it is excused more and more, over this much.
+        excuse_crowd: Largest share of the devices that may be excused with one main label; where it is more, none of
+            them are.
     """
 
     memory: _Share = 0.95
@@ -51,3 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     most: _Positive = 2.0
     open_from: _Share = 0.3
     open_width: _Positive = 0.1
+    excuse_age: _Count = 2
+    excuse_from: _Share = 0.75
+    excuse_width: _Positive = 0.1
+    excuse_crowd: _Share = 0.1

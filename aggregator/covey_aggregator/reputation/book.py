@@ -75,6 +75,7 @@ class Reputation:
         disputed: Collection[str] = (),
         refused: Collection[str] = (),
         probed: Mapping[str, float] | None = None,
+        excused: Mapping[str, float] | None = None,
     ) -> Ruling:
         """Judge one attested round; the book does not change.
 
@@ -85,6 +86,8 @@ class Reputation:
             disputed: Devices that have to go because they contradict peers, without proof of who lied.
             refused: Devices that sent a masked vector but no sketch, or would not sign or unmask.
             probed: Evidence of ``covey_aggregator.probes`` against devices, from the rounds before.
+            excused: How far their updates were those of their own labels, from 0 to 1, likewise: so far their angle,
+                their norms and their likeness to others do not count against them.
 
         Raises:
             StateError: A device was never admitted.
@@ -96,6 +99,7 @@ class Reputation:
             disputed=frozenset(disputed),
             refused=frozenset(refused),
             probed=dict(probed or {}),
+            excused=dict(excused or {}),
         )
         for name in sorted(hearing.names):
             self._record(name)

@@ -32,6 +32,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
         disputes: Contradicted by peers, with no proof who lied.
         refusals: Silent when it had to answer, more often than it is elsewhere.
         pulls: Teaches samples of all kinds one label (``covey_aggregator.probes``).
+        excused: What alignment, norm and clones would have added, had its updates not been those of its own labels; it
+            is not in them any more.
     """
 
     alignment: float = 0.0
@@ -41,6 +43,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     disputes: float = 0.0
     refusals: float = 0.0
     pulls: float = 0.0
+    excused: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Evidence:
         norm: See ``Parts``.
         clones: See ``Parts``.
         isolation: See ``Parts``.
+        excused: See ``Parts``.
     """
 
     change: Array
@@ -60,6 +64,7 @@ class Evidence:
     norm: Array
     clones: Array
     isolation: Array
+    excused: Array
 
 
 def largest_norm(buckets: int, s: Settings) -> float:
@@ -78,6 +83,7 @@ def weigh(
     buckets: int,
     gate: float,
     quarantined: Mask,
+    excused: Array,
     s: Settings,
 ) -> Evidence:
     """Add up what a round says.
@@ -92,10 +98,15 @@ def weigh(
         buckets: k.
         gate: κ.
         quarantined: Who takes no forgiveness from a shut gate.
+        excused: What share of alignment, norm and clones does not count against a device, from 0 to 1. Norms that are
+            absurd count as ever.
         s: The rule's parameters.
     """
     alignment = np.maximum(z - s.alignment_from, _BEST_ALIGNMENT)
     norm = s.norm_weight * np.clip(excess - 1, 0, _MOST_EXCESS) * (logs > _NOTABLE_LOG)
+    spared = excused * (gate * (np.maximum(alignment, 0) + norm) + s.clone_weight * clone)
+    alignment = np.where(alignment > 0, (1 - excused) * alignment, alignment)
+    norm, clone = (1 - excused) * norm, (1 - excused) * clone
     gated = alignment + norm - s.drift
     gated = np.where(gated > 0, gate * gated - _SHUT * (1 - gate), np.where(quarantined, gate * gated, gated))
     clones, isolation = s.clone_weight * clone, s.isolation_weight * isolated
@@ -110,4 +121,5 @@ def weigh(
         norm=np.maximum(gate * norm, absurd),
         clones=clones,
         isolation=isolation,
+        excused=spared,
     )

@@ -42,7 +42,8 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
     if len(seen) >= s.smallest and measured:
         sketches = read(hearing.sketches, seen)
         page, norms = cosines.after(seen, sketches.directions), sketches.norms
-        judged = judge(sketches, page, known, fleet, s)
+        excused = np.array([hearing.excused.get(name, 0.0) for name in seen])
+        judged = judge(sketches, page, known, fleet, s, excused)
     after = {name: records[name] for name in present}
     if judged is not None:
         fleet = judged.fleet

@@ -16,7 +16,7 @@ from covey_aggregator.reputation.fellows import Fellowship
 from covey_aggregator.reputation.history import Page
 from covey_aggregator.reputation.record import Fleet, Record
 from covey_aggregator.reputation.settings import Settings
-from covey_aggregator.reputation.sketches import TINY, Mask, Sketches, typical
+from covey_aggregator.reputation.sketches import TINY, Array, Mask, Sketches, typical
 from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
 _FEWEST, _LEAST_CANDIDATES = 4, 0.2
@@ -50,7 +50,9 @@ def is_established(records: Iterable[Record], s: Settings) -> bool:
     return trusted >= max(_FEWEST, s.established * len(there))
 
 
-def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Fleet, s: Settings) -> Judged:
+def judge(
+    sketches: Sketches, page: Page, records: Sequence[Record], fleet: Fleet, s: Settings, excused: Array | None = None
+) -> Judged:
     """Judge a round.
 
     Args:
@@ -59,10 +61,15 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
         records: What was known before, in the same order.
         fleet: Likewise.
         s: The rule's parameters.
+        excused: How far each device is excused, from 0 to 1; None for nobody.
     """
+    excused = np.zeros(len(records)) if excused is None else excused
     known = is_established(records, s)
     weights = np.array([record.weight(known, s) for record in records])
     measure = weights >= weights.max()
+    # Who is excused for differing is no measure of others, as long as most of the measure is not.
+    if 2 * (measure & (excused > 0)).sum() < measure.sum():
+        measure &= excused <= 0
     usual = max(typical(sketches.norms[measure]), TINY * float(sketches.norms.max()), sys.float_info.min)
     relative = sketches.norms / usual
     cosines = page.cosines()
@@ -109,12 +116,13 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
         buckets=sketches.buckets,
         gate=openness,
         quarantined=np.array([record.state in OUT for record in records]),
+        excused=excused,
         s=s,
     )
     warm = fleet.rounds >= s.warm_up
     change = np.clip(weighed.change, -s.floor, s.ceiling) if warm else np.zeros(len(records))
 
-    summable = (clone < 1) & (relative > s.smallest_norm)
+    summable = ((1 - excused) * clone < 1) & (relative > s.smallest_norm)
     summable &= relative < evidence.largest_norm(sketches.buckets, s)
     summable &= (found > s.opposed) | (fellowship.rounds < _FELLOWS_COUNT)
     if known:
@@ -135,6 +143,7 @@ def judge(sketches: Sketches, page: Page, records: Sequence[Record], fleet: Flee
                 norm=float(weighed.norm[i]),
                 clones=float(weighed.clones[i]),
                 isolation=float(weighed.isolation[i]),
+                excused=float(weighed.excused[i]),
             ),
         )
         for i, record in enumerate(records)

@@ -47,6 +47,7 @@ class Hearing:
         disputed: Who has to go because of disputes.
         refused: Who fell silent.
         probed: Evidence from elsewhere about what devices teach.
+        excused: How far devices teach what their own labels teach, from elsewhere too, from 0 to 1.
     """
 
     sketches: Mapping[str, NDArray[Any]]
@@ -54,6 +55,7 @@ class Hearing:
     disputed: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     probed: Mapping[str, float] = field(default_factory=dict)
+    excused: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:

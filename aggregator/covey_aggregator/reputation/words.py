@@ -42,4 +42,6 @@ def explain(name: str, record: Record) -> str:
     sentence += f". It was judged in {record.age} attested rounds; evidence against it: {record.evidence:.1f}."
     if last := against(record.parts):
         sentence += f" In the last of them {last}."
+    if record.parts.excused >= _NOTABLE:
+        sentence += " Its updates are those of its own labels: how else they differ does not count against it."
     return sentence

@@ -149,6 +149,7 @@ class RuleJudge:
             disputed=finding.disputed,
             refused=finding.owing,
             probed=self.probes.evidence() if self.probes is not None else None,
+            excused=self.probes.excused() if self.probes is not None else None,
         )
         self._contamination = self._ruling.contamination
         return self._ruling.accepted

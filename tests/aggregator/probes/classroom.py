@@ -33,8 +33,10 @@ def small_bundle() -> Bundle:
 class Classroom:
     """Every device holds two labels; some teach a share of everything under one label as well."""
 
-    def __init__(self, devices: int = 40, wrong: Mapping[int, int] | None = None, labels: int = 2) -> None:
-        self.rng = np.random.default_rng(5)
+    def __init__(
+        self, devices: int = 40, wrong: Mapping[int, int] | None = None, labels: int = 2, noise: float = 0.5
+    ) -> None:
+        self.rng, self.noise = np.random.default_rng(5), noise
         self.bundle = small_bundle()
         x, y = digits()
         plan = Plan(steps=30, batch_size=50, learning_rate=0.3, momentum=0.0)
@@ -55,7 +57,7 @@ class Classroom:
         if number in self.wrong:
             mixture[2 * CLASSES + self.wrong[number]] = share * mixture.sum()
         update = mixture @ self.directions
-        update += 0.5 * np.linalg.norm(update) / np.sqrt(len(update)) * self.rng.normal(size=len(update))
+        update += self.noise * np.linalg.norm(update) / np.sqrt(len(update)) * self.rng.normal(size=len(update))
         return update.astype(np.float32)
 
     def sketches(

@@ -62,6 +62,39 @@ def test_a_class_that_many_resemble_is_no_alarm() -> None:
     assert probes.alarms() == {}
 
 
+def test_who_teaches_nothing_but_its_own_labels_is_excused() -> None:
+    room = Classroom(devices=20, labels=1, wrong=WRONG, noise=0.1)
+    probes = room.probes()
+    for _ in range(6):
+        seed = room.rng.bytes(32)
+        sketches = room.sketches(seed, share=2.0)
+        sketches |= {name: -sketches[name] for name in ("d-10", "d-11")}
+        probes.look(room.weights, {seed: sketches})
+    # Who teaches others' samples one label beside them is not, nor who turns round what they teach.
+    assert set(probes.excused()) == {room.names[number] for number in range(20) if number not in {*WRONG, 10, 11}}
+    assert all(0.5 < share <= 1 for share in probes.excused().values())
+
+
+def test_one_look_excuses_nobody() -> None:
+    room = Classroom(labels=1)
+    probes = room.probes(excuse_from=0.3)
+    assert probes.explained() == probes.excused() == {}
+    room.attend(probes, 1)
+    assert probes.excused() == {}
+    room.attend(probes, 1)
+    assert set(probes.excused()) == set(room.names)
+
+
+def test_a_crowd_of_one_label_is_not_excused() -> None:
+    room = Classroom(labels=1, noise=0.1)
+    for label in (0, 1, 2):
+        room.labels[10 + label] = [3]  # one label less each, and three devices more for another
+    probes = room.probes()
+    room.attend(probes, 3)
+    excused = {label for number, [label] in enumerate(room.labels) if room.names[number] in probes.excused()}
+    assert excused == set(range(CLASSES)) - {3}
+
+
 def test_fewer_than_the_alarm_asks_for_are_an_oddity() -> None:
     room = Classroom(wrong={0: 3, 1: 3})
     probes = room.probes()
@@ -147,6 +180,7 @@ def test_the_book_survives_a_restart_and_refuses_what_it_cannot_read(attacked: t
     state = probes.encode()
     again = Probes(room.gradients, state=state)
     assert again.evidence() == pytest.approx(probes.evidence(), abs=1e-3)
+    assert again.explained() == pytest.approx(probes.explained(), abs=1e-3)
     assert again.encode() == state
     with pytest.raises(StateError, match="cannot be read"):
         Probes(room.gradients, state=state[:-1])
@@ -164,6 +198,8 @@ def test_a_device_is_forgotten(attacked: tuple[Classroom, Probes]) -> None:
     probes.forget("d-01")
     probes.forget("nobody")
     assert "d-01" not in probes.pulls()
+    assert "d-01" not in probes.explained()
+    assert len(probes.explained()) == len(room.names) - 1
     kept = {name: pulls for name, pulls in before.pulls().items() if name != "d-01"}
     for name, pulls in probes.pulls().items():
         np.testing.assert_allclose(pulls, kept[name], atol=1e-5)

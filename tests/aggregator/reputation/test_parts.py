@@ -230,6 +230,7 @@ def weighed(**fields: Any) -> evidence.Evidence:
         "buckets": 16,
         "gate": 1.0,
         "quarantined": np.zeros(1, bool),
+        "excused": np.zeros(1),
         "s": S,
     }
     return evidence.weigh(
