@@ -72,6 +72,10 @@ class Attesting:
         """Return the groups of a shard that attest and wait for its decision."""
         return [group for group in self._shards[shard] if group.stage is GroupStage.ATTESTING]
 
+    def members_of(self, shard: str) -> list[GroupRound]:
+        """Return all groups of a shard."""
+        return list(self._shards[shard])
+
     def go_on(self, at: float) -> list[Effect]:
         """Fix the seeds of shards whose groups have all come so far, and begin ATTEST there."""
         effects: list[Effect] = []

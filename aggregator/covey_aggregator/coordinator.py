@@ -1,10 +1,11 @@
 """What the aggregator does next: gather devices, draw groups, run rounds, close tasks.
 
-No sockets, threads or clocks: messages and times come in, effects go out, and heavy work (sums, combining) is handed to
-the caller as a job and comes back by ``summed`` and ``combined``. Every transition is in the store before its effects
-are returned, and durable when ``commit`` returns, which the caller calls before it carries effects out. A coordinator
-on a store in which a round or an epoch is open takes it up again with its first ``tick``, which has to come before any
-message. One task runs at a time; others wait in the order in which they were started.
+No sockets, threads or clocks: messages and times come in, effects go out, and heavy work (sums, combining, looks of the
+probes) is handed to the caller as a job and comes back by ``summed``, ``combined`` and ``probing.done``. Every
+transition is in the store before its effects are returned, and durable when ``commit`` returns, which the caller calls
+before it carries effects out. A coordinator on a store in which a round or an epoch is open takes it up again with its
+first ``tick``, which has to come before any message. One task runs at a time; others wait in the order in which they
+were started.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from covey_aggregator.store import Store, TaskRow
 from covey_aggregator.task import Task
 from covey_protocol import topics
 from covey_protocol.effects import Deliver, Effect, Note, Publish
-from covey_protocol.errors import CoveyError, PeerError, RefusedError, StaleError
+from covey_protocol.errors import ConfigError, CoveyError, PeerError, RefusedError, StaleError
 from covey_protocol.machine import Machine
 from covey_protocol.masking import public_key
 from covey_protocol.messages import Manifest
@@ -98,6 +99,7 @@ class Coordinator:
         self._groupings = store.groupings()
         self._rounds_in_epoch = store.number(_ROUNDS_IN_EPOCH)
         self._judgement = Judgement(store)
+        self.probing = self._judgement.reputations.probing
         self.chronicle = Chronicle(store, home.settings.alerts, wall_clock)
         self._desk = Desk(store, self._judgement.reputations, self.chronicle)
         if not self._groupings:
@@ -263,6 +265,10 @@ class Coordinator:
         """Return a blob that devices may ask for."""
         return self.models.serve(digest) or self.revocations.serve(digest)
 
+    def to_sketch(self) -> list[str]:
+        """Return the shards whose sketches are to be made now; a look at the last round comes before their decision."""
+        return [] if self.run is None or self.probing.busy else self.run.to_sketch()
+
     def sketched(self, shard: str, sketches: Mapping[str, Ring] | None, reason: str, now: float) -> list[Effect]:
         """Take a shard's sketches from the job that made them, or why there are none, and decide on them."""
         running, run = self._busy()
@@ -372,6 +378,8 @@ class Coordinator:
             self._running.sketch = row.task.attestation.size(dimension, self._home.policy)
             if self._running.sketch:
                 RingScale(row.task.clip, ROSTER_MIN).check_sketch(dimension, self._running.sketch)
+            elif row.task.probes:
+                raise ConfigError("probes look at sketches, and the policy or the model allows none")
         except CoveyError as error:
             effects += self._resumption.abandon(row, self._groupings, str(error)) if head is not None else []
             self._store.set_status(row.task.name, "failed", str(error))
@@ -604,7 +612,7 @@ class Coordinator:
         name = self._running.task.name
         records = self._store.rounds(name, after=max(0, self._running.round - _LOOK_BACK))
         self.chronicle.round_over(name, records)
-        return self._judgement.round_ended(
+        notes = self._judgement.round_ended(
             run,
             self._running.task,
             self._groupings,
@@ -614,6 +622,11 @@ class Coordinator:
             roster_min=self._home.policy.roster_min,
             chronicle=self.chronicle,
         )
+        if self._running.gradients is not None:
+            known = self._judgement.reputations.known().intersection(self.registry.identities())
+            load = partial(self.models.load, run.opened.manifest.model.digest)
+            self.probing.ask(run, self._running.gradients, load, known)
+        return notes
 
     def _listed(self) -> dict[str, bytes]:
         """Return the devices to group: those that are there and in good standing.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from covey_protocol.bundle import Bundle
+from covey_protocol.bundle import Bundle, Float32, Int64
 from covey_protocol.errors import ConfigError
 from covey_protocol.model import Weights
 
@@ -48,6 +48,11 @@ class Evaluator:
         except Exception as error:  # onnxruntime's errors have no common base
             raise ConfigError(f"infer.onnx of {self._manifest.name!r} cannot be loaded: {error}") from error
         self._inputs = [value.name for value in self._session.get_inputs()]
+
+    @property
+    def samples(self) -> tuple[Float32, Int64]:
+        """The held-out samples and their labels."""
+        return self._x, self._y
 
     def __call__(self, weights: Weights) -> tuple[float, float]:
         """Return mean cross-entropy in nats, and accuracy in 0..1."""

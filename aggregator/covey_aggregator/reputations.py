@@ -14,6 +14,7 @@ import msgspec
 
 from covey_aggregator.attesting import Finding, shard_label
 from covey_aggregator.chronicle import Chronicle
+from covey_aggregator.probing import Probing
 from covey_aggregator.reputation import NEWCOMERS, OUT, Reputation, Ruling, State, Verdict
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import Store
@@ -55,6 +56,7 @@ class Reputations:
         scale = store.memory(_SCALE)
         self._scale = msgspec.json.decode(scale, type=_Scale) if scale else _Scale()
         self._rulings: dict[str, tuple[Finding, Ruling]] = {}
+        self.probing = Probing(store)
 
     def keep(self) -> None:
         """Store the books."""
@@ -80,6 +82,10 @@ class Reputations:
     def _in(self, *states: State) -> set[str]:
         found = {name for book in self._books.values() for name in book.names(*states)}
         return {name for name in found if (book := self.book(name)) is not None and book.standing(name).state in states}
+
+    def known(self) -> set[str]:
+        """Return the devices that are in the books and not banned."""
+        return {name for book in self._books.values() for name in book.names()} - self.banned()
 
     # Groups
 
@@ -180,6 +186,7 @@ class Reputations:
                 enforce=task.enforces,
                 disputed=finding.disputed,
                 refused=[name for name in finding.refused if name not in sketches],
+                probed=self.probing.evidence(task),
             )
             self._rulings[finding.shard] = ruled = (finding, ruling)
         return ruled[1]

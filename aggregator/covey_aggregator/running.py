@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 from covey_aggregator.combine import Combined, dithered
 from covey_aggregator.evaluate import Evaluator
 from covey_aggregator.models import ModelFolder
+from covey_aggregator.probes import Gradients
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.store import TaskRow
@@ -36,6 +37,7 @@ class RunningTask:
         weights: The model that the round begins with.
         bundle: Name and size of its bundle.
         evaluator: Measures models on held-out data, where there is any.
+        gradients: What the held-out samples would teach, where probes look at that.
         delta: How devices get from the last model to this one.
         failures: Rounds that failed in a row.
         announced: Whether the bundle has been published in this run of the service.
@@ -50,6 +52,7 @@ class RunningTask:
     evaluator: Evaluator | None
     models: ModelFolder
     entropy: Callable[[int], bytes]
+    gradients: Gradients | None = None
     delta: Delta | None = None
     failures: int = 0
     announced: bool = False
@@ -82,13 +85,15 @@ class RunningTask:
         bundle = Bundle.decode(data)
         models.put_bundle(row.task.name, data)
         closed = row.round in closed_rounds
+        evaluator = Evaluator(bundle, Path(row.task.held_out)) if row.task.held_out else None
         running = RunningTask(
             task=row.task,
             round=row.round + 1 if closed else max(1, row.round),
             attempt=0 if closed else row.attempt,
             weights=models.load(row.model) if row.model else bundle.weights,
             bundle=Blob(digest=content_digest(data), bytes=len(data)),
-            evaluator=Evaluator(bundle, Path(row.task.held_out)) if row.task.held_out else None,
+            evaluator=evaluator,
+            gradients=Gradients(bundle, *evaluator.samples) if evaluator is not None and row.task.probes else None,
             models=models,
             entropy=entropy,
         )

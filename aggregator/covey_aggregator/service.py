@@ -1,8 +1,8 @@
 """The aggregator's process: one event loop that feeds the coordinator and carries out what it decides.
 
-Messages, time and finished jobs come in; messages go out. Sums and the combination of groups run in threads, because
-libsodium and numpy release the interpreter there. Nothing that arrives can end the service: it is counted, logged once
-with its cause, and dropped.
+Messages, time and finished jobs come in; messages go out. Sums, the combination of groups and looks of the probes run
+in threads, because libsodium, numpy and onnxruntime release the interpreter there. Nothing that arrives can end the
+service: it is counted, logged once with its cause, and dropped.
 
 What happens within a few milliseconds becomes durable with one write to the disk; only then messages go out and those
 that came in are acknowledged. So the service may be killed at any instant: what the broker was told to have been taken
@@ -28,6 +28,7 @@ from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.files import FolderLock
 from covey_aggregator.home import DATABASE_FILE, LOCK_FILE, ServerHome
 from covey_aggregator.link import BrokerLink
+from covey_aggregator.probing import Looked
 from covey_aggregator.round_run import RoundRun
 from covey_aggregator.spool import Spool
 from covey_aggregator.standing import Standing, Word
@@ -344,11 +345,16 @@ class Service:
             self._publish_pieces(topic, data, topics.kind_of(topic), retain)
 
     def _start_jobs(self) -> None:
-        """Hand sums and the combination to threads."""
+        """Hand sketches, sums, the combination and looks of the probes to threads."""
         run = self.coordinator.run
-        if run is None or self._loop is None:
+        if self._loop is None:
             return
-        for shard in run.to_sketch():
+        look = self.coordinator.probing.job()
+        if look is not None:
+            self._loop.run_in_executor(self._jobs, look).add_done_callback(self._looked)
+        if run is None:
+            return
+        for shard in self.coordinator.to_sketch():
             sketching = functools.partial(make_sketches, run.attesting.groups(shard), run.spool)
             self._loop.run_in_executor(self._jobs, sketching).add_done_callback(
                 functools.partial(self._sketched, run, shard)
@@ -364,6 +370,15 @@ class Service:
     def _wanted(self, run: RoundRun, job: asyncio.Future[Any]) -> bool:
         """Whether a job's result is still of use: not if the task was stopped, or the service is, while it ran."""
         return self._loop is not None and not job.cancelled() and self.coordinator.run is run
+
+    def _looked(self, job: asyncio.Future[Looked]) -> None:
+        if self._loop is None or job.cancelled():
+            return
+        failure = job.exception()
+        if failure is not None:
+            log.error("the probes' look at the last round failed", exc_info=failure)
+        self.coordinator.probing.done(job.result() if failure is None else None)
+        self._wake()
 
     def _sketched(self, run: RoundRun, shard: str, job: asyncio.Future[dict[str, Ring]]) -> None:
         if not self._wanted(run, job):

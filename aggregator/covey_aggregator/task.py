@@ -74,6 +74,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             attest, it is what is expected at least.
         attestation: Sketches that updates are judged by.
         reputation: ``enforce`` leaves out whose sketches speak against them; ``observe`` scores and warns only.
+        probes: Look at what devices teach with the held-out samples, to find backdoors that agree with everybody.
         held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
         windows: Seconds for each stage.
         adaptive: Shorten the windows to what devices have shown to need.
@@ -95,6 +96,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     contamination: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = CONTAMINATION
     attestation: Attestation = Attestation()
     reputation: Literal["observe", "enforce"] = "enforce"
+    probes: bool = False
     held_out: str = ""
     windows: Windows = DEFAULT_WINDOWS
     adaptive: bool = True
@@ -119,7 +121,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Check what the types cannot say.
 
         Raises:
-            ConfigError: A name that cannot stand in a topic, an unknown rule, or a ring that could wrap.
+            ConfigError: A name that cannot stand in a topic, an unknown rule, probes without sketches or samples, or a
+                ring that could wrap.
         """
         topics.check_name(self.name, "name")
         if isinstance(self.rule, TrimmedMean) and self.rule.beta is not None and self.beta is not None:
@@ -129,6 +132,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ConfigError(f"group_size {self.group_size}: at most {ROSTER_MAX - 1}, so that a newcomer has a place")
         if self.attestation.sketch is True:
             raise ConfigError("attestation.sketch: is auto, off or a number")
+        if self.probes and not self.attestation.on:
+            raise ConfigError("probes: look at sketches, and attestation.sketch is off")
+        if self.probes and not self.held_out:
+            raise ConfigError("probes: need held-out samples, and held_out names no file")
         RingScale(self.clip, ROSTER_MAX)
 
 

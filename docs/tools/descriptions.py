@@ -93,6 +93,11 @@ DESCRIPTIONS = {
         "`enforce` leaves out whose sketches speak against them, and lets `clip` shrink to what is usual; `observe` "
         "scores and warns, and acts on proofs alone."
     ),
+    "Task.probes": (
+        "Look at what devices teach with the held-out samples, and hold against them one label for samples of all "
+        "kinds: [mild backdoors](robustness.md#mild-backdoors). Needs `attestation` and `held_out`, with six "
+        "samples of every class at least, and at most 32 classes."
+    ),
     "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
     "Task.windows": "Seconds for each stage. Whoever gives one gives all but `attest` and `accept`.",
     "Task.adaptive": "Shorten windows to what devices have shown to need; `windows` are then the longest they can be.",

@@ -156,6 +156,7 @@ class Fleet:
             "contamination": scenario.contamination,
             "attestation": {"sketch": "off"} if asked is None else {"sketch": asked.sketch or "auto", "lot": asked.lot},
             "reputation": scenario.reputation,
+            "probes": scenario.probes,
             "epoch_rounds": scenario.epoch_rounds,
             "windows": {
                 **{"join": 15, "shares": 15, "masked": 60, "survivors": 15, "attest": 30, "accept": 15},

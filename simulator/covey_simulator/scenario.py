@@ -283,8 +283,8 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
         "adaptive_clip: false is rehearsed with transport: direct; the aggregator goes by the usual norm",
     ),
     (
-        lambda it: it.probes and (it.attestation is False or it.transport == "broker"),
-        "probes need attestation, and are rehearsed with transport: direct",
+        lambda it: it.probes and it.attestation is False,
+        "probes look at sketches: they need attestation",
     ),
     (
         lambda it: KINDS[it.attack.kind].protocol and not (it.masking and it.signatures),

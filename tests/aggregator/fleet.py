@@ -26,6 +26,7 @@ from covey_aggregator.cli import cli
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.home import DATABASE_FILE, BrokerSettings, ServerHome, init_server
 from covey_aggregator.operator import POLICY_FILE, OperatorHome, init_operator, open_operator
+from covey_aggregator.probing import Looked
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.rules import cap_norms, spoilt_groups
 from covey_aggregator.service import _sum
@@ -395,16 +396,23 @@ class Fleet:
             self.refused.append(("aggregator", error))
 
     def _start_jobs(self) -> None:
+        look = self.coordinator.probing.job()
+        if look is not None:
+            self._jobs.append(partial(self._look, look))
         run = self.coordinator.run
         if run is None:
             return
-        for shard in run.to_sketch():
+        for shard in self.coordinator.to_sketch():
             self._jobs.append(partial(self._sketch, shard))
         for name in run.to_sum():
             self._jobs.append(partial(self._sum, name))
         if self.coordinator.phase is Phase.COMBINING and self._combining is not run:
             self._combining = run
             self._jobs.append(self._combine)
+
+    def _look(self, look: Callable[[], Looked]) -> None:
+        self.coordinator.probing.done(look())
+        self.carry([])
 
     def _sum(self, name: str) -> None:
         assert self.coordinator.run is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import pytest
 from tests.aggregator.live import (
     CLASSES,
     FEATURES,
@@ -19,10 +22,15 @@ from tests.aggregator.live import (
     enrol_agent,
     live_homes,
     live_task,
+    until,
 )
 
 from covey_agent.data import Dataset
 from covey_agent.trainer import Trainer, TrainResult
+from covey_aggregator import probing
+from covey_aggregator.home import DATABASE_FILE
+from covey_aggregator.probing import Asked, Looked
+from covey_aggregator.store import Store
 from covey_aggregator.task import Attestation
 from covey_protocol import envelope, model, topics
 from covey_protocol.bundle import Bundle
@@ -60,6 +68,40 @@ class Flipping(Agents):
             return trainer
 
         return flipped if name == FLIPPER else make
+
+
+def test_the_service_looks_at_every_round_and_goes_on_where_a_look_fails(
+    mosquitto: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    threads: dict[int, str] = {}
+
+    def look(last: Looked, asked: Asked) -> Looked:
+        threads[asked.round] = threading.current_thread().name
+        if asked.round == 2:
+            raise OSError("no memory")
+        return real(last, asked)
+
+    real = probing.look
+    monkeypatch.setattr(probing, "look", look)
+    operator, home = live_homes(tmp_path, mosquitto)
+    np.savez(tmp_path / "held-out.npz", **labelled([99], 400))
+    homes = [enrol_agent(tmp_path, operator, home, name) for name in NAMES[:5]]
+    with Live(home, clock=Clock()) as live, Agents(homes):
+        fields: dict[str, Any] = {"group_size": 5, "devices_min": 5, "attestation": Attestation(sketch=K)}
+        task = live_task(tmp_path, rounds=3, held_out=str(tmp_path / "held-out.npz"), probes=True, **fields)
+        live.service.store.add_task(task)
+        live.until_ended()
+        assert live.status() == "done"
+        until(lambda: live.call(lambda: live.service.coordinator.probing.last.round) == 3, "the last look")
+        last = live.call(lambda: live.service.coordinator.probing.last)
+    assert all(name.startswith("covey-jobs") for name in threads.values()), threads
+    assert sorted(threads) == [1, 2, 3]
+    assert "look at the last round failed" in caplog.text
+    devices = msgspec.msgpack.decode(last.state)["devices"]
+    assert {name: device["rounds"] for name, device in devices.items()} == dict.fromkeys(NAMES[:5], 2)
+    store = Store(home.path / DATABASE_FILE)
+    assert probing.Probing(store).last == last
+    store.close()
 
 
 def test_a_sign_flipper_is_left_out_and_the_model_learns(mosquitto: RunningBroker, tmp_path: Path) -> None:

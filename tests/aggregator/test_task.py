@@ -41,6 +41,7 @@ def test_paths_start_at_the_tasks_file(file: Path, monkeypatch: pytest.MonkeyPat
     task = load_task(write(file, held_out="held.npz"))
     assert Path(task.bundle) == file.parent / "models" / "tiny.bundle"
     assert Path(task.held_out) == file.parent / "held.npz"
+    assert load_task(write(file, held_out="held.npz", probes=True)).probes
     absolute = load_task(write(file, bundle=str(file.parent / "held.npz")))
     assert Path(absolute.bundle) == file.parent / "held.npz"
 
@@ -126,6 +127,9 @@ REFUSED = [
     ({"windows": {"join": 0, "shares": 1, "masked": 1, "survivors": 1, "unmask": 1}}, "join"),
     ({"windows": {"join": 1, "shares": 1, "masked": 1, "survivors": 1, "unmask": float("nan")}}, "unmask"),
     ({"windows": {"join": 1, "shares": 1, "masked": 1, "survivors": 1, "unmask": 1, "ummask": 1}}, "ummask"),
+    ({"probes": True}, "probes: need held-out samples"),
+    ({"probes": True, "held_out": "held.npz", "attestation": {"sketch": "off"}}, "probes: look at sketches"),
+    ({"probes": "yes please"}, "probes"),
     ({"epoch_rounds": 0}, "epoch_rounds"),
     ({"attempts": 0}, "attempts"),
     ({"atempts": 3}, "atempts"),

@@ -6,12 +6,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from covey_agent.trainer import Trainer, TrainResult
 from covey_aggregator.combine import combine, group_mean
+from covey_aggregator.home import DATABASE_FILE
+from covey_aggregator.probes import Gradients, Probes
+from covey_aggregator.probing import Probing
 from covey_aggregator.records import RoundRecord
+from covey_aggregator.store import Store
 from covey_protocol import model, ring
 from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.device_round import DeviceRound
@@ -89,6 +94,7 @@ ATTESTED: dict[str, Any] = {
     "clip": 2.5,
     "attestation": {"sketch": 16},
     "adaptive_clip": True,
+    "probes": True,
     "attack": {"kind": "sign-flip", "fraction": 0.125, "scale": 4.0},
 }
 
@@ -103,7 +109,10 @@ def test_over_a_broker_the_same_is_learnt(
     recorder = Recorder(monkeypatch)
     records = over_a_broker(tmp_path, scenario, bundle, slices, corpus.held_out)
     monkeypatch.undo()
-    rounds, judge = PlainRounds(Recorded(scenario, recorder), group_size=scenario.group_size), make_judge(scenario)
+    rounds = PlainRounds(Recorded(scenario, recorder), group_size=scenario.group_size)
+    probes = Probes(Gradients(bundle, corpus.held_out.x, corpus.held_out.y)) if scenario.probes else None
+    judge = make_judge(scenario, probes)
+    books: dict[int, bytes] = {}
     judge.admit(device_names(scenario.devices))
     trainer, weights = Trainer(bundle), bundle.weights.copy()
     groupings = sorted(recorder.groupings.values(), key=lambda grouping: grouping.group)
@@ -135,6 +144,8 @@ def test_over_a_broker_the_same_is_learnt(
         contamination = max(scenario.contamination, judge.contamination() or 0.0)
         rule = scenario.across_groups
         weights = combine(weights, means, rule=rule, contamination=contamination, evaluator=None).weights
+        judge.look(order.weights, outcome)
+        books[record.round] = probes.encode() if probes is not None else b""
         judge.settle(Heard(answered=frozenset(order.works)))
         loss, accuracy = trainer.evaluate(weights, corpus.held_out)
         assert record.accuracy == accuracy
@@ -142,6 +153,22 @@ def test_over_a_broker_the_same_is_learnt(
     if scenario.attesting is not None:
         assert any(detail.rejected for record in records for detail in record.details)
         assert all(record.clip < scenario.clip for record in records[1:])
+        same_book(tmp_path / "home", books)
+
+
+def same_book(home: Path, books: dict[int, bytes]) -> None:
+    """The service has looked at the same; the look at the last round may have come too late."""
+    store = Store(home / DATABASE_FILE)
+    last = Probing(store).last
+    store.close()
+    assert last.round >= len(books) - 1
+    looked, rehearsed = (msgspec.msgpack.decode(book)["devices"] for book in (last.state, books[last.round]))
+    assert looked.keys() == rehearsed.keys() == set(last.names)
+    for name, device in looked.items():
+        assert device["rounds"] == rehearsed[name]["rounds"] == last.round
+        for field in ("squares", "products"):
+            mine, theirs = (np.frombuffer(it[field], "<f4") for it in (device, rehearsed[name]))
+            assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4 * float(np.abs(theirs).max()))
 
 
 def over_a_broker(folder: Path, scenario: Scenario, bundle: Any, slices: Any, held_out: Any) -> list[RoundRecord]:
