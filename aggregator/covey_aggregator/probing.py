@@ -43,6 +43,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
         names: The devices that something is known of.
         state: The probes' book.
         evidence: What counts against devices in the next attested round.
+        excused: Whose updates are those of their own labels, from 0 to 1.
     """
 
     task: str = ""
@@ -51,6 +52,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
     names: list[str] = []
     state: bytes = b""
     evidence: dict[str, float] = {}
+    excused: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,14 @@ class Probing:
 
     def evidence(self, task: Task) -> Mapping[str, float]:
         """Return what counts against devices in a task's next attested round."""
-        return self.last.evidence if task.probes and task.name == self.last.task else {}
+        return self.last.evidence if self._speaks_of(task) else {}
+
+    def excused(self, task: Task) -> Mapping[str, float]:
+        """Return how far devices are excused in a task's next attested round, from 0 to 1."""
+        return self.last.excused if self._speaks_of(task) else {}
+
+    def _speaks_of(self, task: Task) -> bool:
+        return task.probes and task.name == self.last.task
 
     def ask(self, run: RoundRun, gradients: Gradients, load: Callable[[], Weights], known: Collection[str]) -> None:
         """Ask for a look at a round that was just settled; rounds that showed no sketches need none.
@@ -163,4 +172,5 @@ def look(last: Looked, asked: Asked) -> Looked:
         names=sorted(names.union(*asked.sketches.values())),
         state=probes.encode(),
         evidence=probes.evidence(),
+        excused=probes.excused(),
     )

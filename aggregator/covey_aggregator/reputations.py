@@ -187,6 +187,7 @@ class Reputations:
                 disputed=finding.disputed,
                 refused=[name for name in finding.refused if name not in sketches],
                 probed=self.probing.evidence(task),
+                excused=self.probing.excused(task),
             )
             self._rulings[finding.shard] = ruled = (finding, ruling)
         return ruled[1]

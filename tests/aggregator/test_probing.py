@@ -18,7 +18,7 @@ from tests.aggregator.test_attesting import lying
 from covey_aggregator.cli import cli
 from covey_aggregator.probes import Gradients, Probes
 from covey_aggregator.probing import Looked
-from covey_aggregator.reputation import Parts
+from covey_aggregator.reputation import Parts, Reputation, Ruling
 from covey_aggregator.task import Attestation
 from covey_protocol import topics
 from covey_protocol.policy import Policy
@@ -187,6 +187,24 @@ def test_what_is_found_counts_in_the_next_ruling_and_is_shown(make: Make) -> Non
     told = ["device", "show", "pi-3", "--home", str(fleet.home.path)]
     assert f"pulls +{LOUD:.2f}" in CliRunner().invoke(cli, [*told, "--history"]).output
     assert "pulls" in json.dumps(json.loads(CliRunner().invoke(cli, [*told, "--json"]).output))
+
+
+def test_who_is_excused_is_excused_in_the_next_ruling(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[dict[str, float]] = []
+    real = Reputation.ruling
+
+    def ruling(self: Reputation, sketches: Any, **more: Any) -> Ruling:
+        heard.append(dict(more["excused"]))
+        return real(self, sketches, **more)
+
+    monkeypatch.setattr(Reputation, "ruling", ruling)
+    fleet = make()
+    fleet.start(rounds=2, group_size=6)
+    fleet.until_looked(1)
+    probing = fleet.coordinator.probing
+    probing.done(msgspec.structs.replace(probing.last, excused={"pi-3": 1.0}))
+    assert fleet.finish().status == "done"
+    assert heard == [{}, {"pi-3": 1.0}]
 
 
 def test_a_ruling_goes_by_the_same_evidence_after_a_restart(make: Make) -> None:
