@@ -127,8 +127,8 @@ def test_a_broker_that_forgets_everything_in_a_round_is_told_again(
 
         def forget(topic: str) -> None:
             if not done.is_set() and f"/pub/{kind}/" in topic:
-                done.set()
                 mosquitto.kill()  # before the message has gone out
+                done.set()
 
         publish = live.service.link.publish
 

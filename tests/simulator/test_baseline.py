@@ -42,7 +42,7 @@ def losses(records: list[RoundRecord]) -> list[float | None]:
 
 
 def test_the_demo_learns_in_the_clear_and_under_attack(corpus: Corpus, bundle: Bundle) -> None:
-    scenario = demo_scenario()
+    scenario = demo_scenario(scale=1.0)
     assert (final_accuracy(run(scenario, corpus, bundle, attacked=False)) or 0) >= 0.93
     assert (final_accuracy(run(scenario, corpus, bundle, rule="trimmed-mean")) or 0) >= 0.88
 
