@@ -46,7 +46,7 @@ group_size: 5
 devices_min: {len(NAMES)}
 settle: 0.2
 local: {{batch_size: 8}}
-windows: {{join: 1, shares: 1.5, masked: 1.5, survivors: 1.5, unmask: 1.5}}
+windows: {{join: 1, shares: 1.5, masked: 1.5, survivors: 1.5, attest: 1.5, accept: 1.5, unmask: 1.5}}
 attempts: 100
 """
 BIN = Path(sys.executable).parent
