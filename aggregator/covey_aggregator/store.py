@@ -79,6 +79,12 @@ CREATE TABLE alerts (
     text TEXT NOT NULL, task TEXT NOT NULL, round INTEGER NOT NULL
 );
 """
+_CERTIFICATES = """
+CREATE TABLE certificates (
+    serial TEXT PRIMARY KEY, device TEXT NOT NULL, not_after INTEGER NOT NULL, revoked INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX certificates_by_device ON certificates (device);
+"""
 # One text for every version of the schema: a file is brought up to date by those that it has not seen.
 _SCHEMAS = (
     _FIRST,
@@ -100,6 +106,7 @@ CREATE TABLE said (
 );
 """,
     _DESK,
+    _CERTIFICATES,
 )
 
 
@@ -321,6 +328,27 @@ class Store:
     def revoked(self) -> dict[bytes, str]:
         """Return the words by token."""
         return dict(self._do("SELECT token, reason FROM revoked"))
+
+    # Certificates for the broker; serial numbers have 160 bits, more than SQLite's integers
+
+    def note_certificate(self, serial: int, device: str, not_after: int) -> None:
+        """Remember a certificate that was given to a device."""
+        self._change("INSERT INTO certificates VALUES (?, ?, ?, 0)", f"{serial:x}", device, not_after)
+
+    def certificate_end(self, device: str) -> int:
+        """Return when the last of a device's certificates ends, in Unix seconds; 0 where it has none."""
+        return int(self._do("SELECT COALESCE(MAX(not_after), 0) FROM certificates WHERE device = ?", device)[0][0])
+
+    def revoke_certificates(self, device: str, now: int) -> int:
+        """Mark a device's certificates as revoked; return how many are."""
+        with self.together():
+            self._change("UPDATE certificates SET revoked = ? WHERE device = ? AND revoked = 0", now, device)
+            return int(self._do("SELECT count(*) FROM certificates WHERE device = ?", device)[0][0])
+
+    def revoked_certificates(self, now: int) -> dict[int, int]:
+        """Return serial numbers of revoked certificates that have not expired, and since when they are."""
+        rows = self._do("SELECT serial, revoked FROM certificates WHERE revoked > 0 AND not_after > ?", now)
+        return {int(serial, 16): int(at) for serial, at in rows}
 
     # Tasks
 

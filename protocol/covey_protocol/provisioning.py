@@ -15,7 +15,7 @@ from nacl.signing import SigningKey
 
 from covey_protocol import identity
 from covey_protocol.errors import MalformedError, SignatureError
-from covey_protocol.payload import Key, Name, Payload, prepare, read, write
+from covey_protocol.payload import Count, Key, Name, Payload, prepare, read, write
 from covey_protocol.policy import verify_policy
 from covey_protocol.revocation import verify_head
 
@@ -26,7 +26,10 @@ Pem = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
 
 
 class Broker(Payload, frozen=True, kw_only=True):
-    """Where and how to connect; certificates and keys are PEM text, empty where TLS or passwords are not used."""
+    """Where and how to connect; certificates and keys are PEM text, empty where TLS or passwords are not used.
+
+    ``certificate_not_after`` says in Unix seconds when the certificate ends, so that a device need not read X.509.
+    """
 
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -35,6 +38,7 @@ class Broker(Payload, frozen=True, kw_only=True):
     ca: Pem = ""
     certificate: Pem = ""
     key: Pem = ""
+    certificate_not_after: Count = 0
 
     def __repr__(self) -> str:
         return f"Broker(host={self.host!r}, port={self.port})"

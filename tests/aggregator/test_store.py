@@ -201,7 +201,7 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(path: Path) -> Non
     with sqlite3.connect(path) as database:
         for table in (
             *("memory", "journal_head", "journal", "words", "tokens", "revocations", "revoked", "said"),
-            *("proofs", "audit", "evidence", "orders", "alerts"),
+            *("proofs", "audit", "evidence", "orders", "alerts", "certificates"),
         ):
             database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version=1")
