@@ -25,8 +25,8 @@ _TOPIC = re.compile(
     r"|pub/(?P<pub>[a-z-]+)(?:/(?P<id>[a-z0-9-]+))?)"
 )
 
-RESERVED = frozenset({"aggregator", "operator"})
-"""Names that sign as something else than a device."""
+RESERVED = frozenset({"aggregator", "operator", "alerts"})
+"""Names that sign, or log in to the broker, as something else than a device."""
 
 # Kinds. One name for one thing in topics, signed contexts, documents and logs.
 STATE = "state"

@@ -51,6 +51,12 @@ def test_firmware_profiles_are_shipped_beside_the_code_that_reads_them(wheel: zi
     assert any(name.endswith(".yaml") for name in held)
 
 
+def test_broker_configurations_are_shipped_beside_the_code_that_reads_them(wheel: zipfile.ZipFile) -> None:
+    held = {name for name in wheel.namelist() if name.startswith("covey_aggregator/broker_config/")}
+    assert held == {f"covey_aggregator/broker_config/{name}" for name in shipped(ROOT / "broker_config")}
+    assert "covey_aggregator/broker_config/mosquitto-tls.conf" in held
+
+
 def test_the_licence_and_both_commands_are_there(wheel: zipfile.ZipFile) -> None:
     (info,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
     assert "Copyright 2026 The Covey authors" in wheel.read(f"{info}/licenses/LICENSE").decode()
