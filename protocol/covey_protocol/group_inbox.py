@@ -171,8 +171,14 @@ class GroupInbox:
         return self.summed if self._accepted_digest or not self.opened.manifest.sketch else ()
 
     def _silent(self) -> set[str]:
-        before_dealing = self.stage in (GroupStage.JOINING, GroupStage.SHARING)
-        return (self._members() if before_dealing else set(self.dealt)) - self._answered()
+        if self.stage in (GroupStage.JOINING, GroupStage.SHARING):
+            asked = self._members()
+        elif self.entry:
+            # Whoever did not sign U in time has no part in the seed, and can check nothing that follows from it.
+            asked = set(self._consents)
+        else:
+            asked = set(self.dealt)
+        return asked - self._answered()
 
     def _members(self) -> set[str]:
         """Return who is on the roster, or may come onto it."""

@@ -19,6 +19,7 @@ from covey_agent.data import Dataset
 from covey_agent.trainer import Cancel, Progress, Trainer, TrainResult
 from covey_protocol.bundle import Bundle, Float32
 from covey_protocol.plan import Plan
+from covey_simulator.borrowed import BorrowedTrainer
 from covey_simulator.roles import odd_devices
 from covey_simulator.scenario import Scenario
 
@@ -77,7 +78,7 @@ class Diet:
         return InputGradient(self._bundle)
 
 
-class OddTrainer(Trainer):
+class OddTrainer(BorrowedTrainer):
     """The trainer of a real agent whose device is odd: an honest one on its own diet.
 
     Args:
@@ -87,17 +88,8 @@ class OddTrainer(Trainer):
     """
 
     def __init__(self, inner: Trainer, diet: Diet, index: int) -> None:
-        # As with poisoners, the sessions are those of ``inner``.
-        self.bundle = inner.bundle
-        self._inner, self._diet, self._index = inner, diet, index
-
-    def self_test(self) -> None:
-        """Replay the bundle's reference trace."""
-        self._inner.self_test()
-
-    def evaluate(self, weights: Float32, data: Dataset, *, cancel: Cancel | None = None) -> tuple[float, float]:
-        """Return mean cross-entropy and accuracy."""
-        return self._inner.evaluate(weights, data, cancel=cancel)
+        super().__init__(inner)
+        self._diet, self._index = diet, index
 
     def train(
         self,

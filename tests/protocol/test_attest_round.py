@@ -650,8 +650,7 @@ def test_a_consent_that_comes_after_the_seeds_part_was_fixed_changes_nothing() -
     rig.attesting = True
     rig.pump()
     assert rig.devices[CHEAT].stage is DeviceStage.SIGNED  # it saw a seed without its own draw, and refused
-    rig.late()
-    assert CHEAT not in rig.group.summed
+    assert CHEAT not in rig.group.summed  # and nobody has waited for a report that it cannot make
     closes(rig)
 
 

@@ -18,6 +18,7 @@ from covey_protocol.ring import clip_norm
 from covey_simulator.adversarial import InputGradient
 from covey_simulator.attack_settings import Attack
 from covey_simulator.attacks import Coalition, PoisoningTrainer, make_attacker, malicious_devices
+from covey_simulator.borrowed import BorrowedTrainer
 from covey_simulator.scenario import Local, Scenario, demo_scenario
 
 SEED = bytes(32)
@@ -176,7 +177,7 @@ def test_is_a_trainer_in_all_else(honest: Trainer, slices: list[Dataset]) -> Non
 def test_overrides_all_that_a_trainer_offers() -> None:
     # The constructor does not run the trainer's own: a method that is not overridden would find no sessions.
     offered = {name for name in vars(Trainer) if not name.startswith("_")}
-    assert offered <= set(vars(PoisoningTrainer))
+    assert offered <= set(vars(PoisoningTrainer)) | set(vars(BorrowedTrainer))
 
 
 def test_the_seed_chooses_who_is_malicious() -> None:

@@ -7,9 +7,10 @@ from covey_agent.trainer import Cancel, Progress, Trainer, TrainResult
 from covey_protocol.bundle import Float32
 from covey_protocol.plan import Plan
 from covey_simulator.attacks.coalition import Coalition
+from covey_simulator.borrowed import BorrowedTrainer
 
 
-class PoisoningTrainer(Trainer):
+class PoisoningTrainer(BorrowedTrainer):
     """Answers as an honest trainer does, but for the update, which its coalition chooses.
 
     Loss and accuracy, which the device reports, are those of the incoming model on its true data.
@@ -21,18 +22,8 @@ class PoisoningTrainer(Trainer):
     """
 
     def __init__(self, inner: Trainer, coalition: Coalition, index: int) -> None:
-        # Trainer's own constructor is left out on purpose: the sessions are those of ``inner``, and all public methods
-        # are answered here.
-        self.bundle = inner.bundle
-        self._inner, self._coalition, self._index = inner, coalition, index
-
-    def self_test(self) -> None:
-        """Replay the bundle's reference trace."""
-        self._inner.self_test()
-
-    def evaluate(self, weights: Float32, data: Dataset, *, cancel: Cancel | None = None) -> tuple[float, float]:
-        """Return mean cross-entropy and accuracy, honestly."""
-        return self._inner.evaluate(weights, data, cancel=cancel)
+        super().__init__(inner)
+        self._coalition, self._index = coalition, index
 
     def train(
         self,
