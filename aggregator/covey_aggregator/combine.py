@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from covey_aggregator.evaluate import Evaluator
-from covey_aggregator.rules import AnyRule, Row, cap_norms, spoilt_groups
+from covey_aggregator.rules import AnyRule, Row, cap_norms, spoilt_groups, whole_groups
+from covey_aggregator.rules.influence import Influence, weighted_median
 from covey_protocol import model
 from covey_protocol.model import Weights
 from covey_protocol.prg import Ring
@@ -58,6 +59,7 @@ def combine(
     rule: AnyRule,
     contamination: float,
     evaluator: Evaluator | None,
+    influence: Mapping[str, float] | None = None,
 ) -> Combined:
     """Combine the groups' means into the next model.
 
@@ -67,6 +69,7 @@ def combine(
         rule: Works across groups; with fewer than three there is nothing to trim.
         contamination: Share of hostile devices to be expected among those in the groups.
         evaluator: Measures the new model on held-out data, where there is any.
+        influence: What each group counts for, above 0 and at most 1; None is 1 for all.
 
     Returns:
         The new model, reached exactly by the 16-bit delta that devices fetch. Where more groups may be spoilt than a
@@ -77,11 +80,14 @@ def combine(
     """
     names = sorted(groups)
     means = [groups[name] for name in names]
-    rows = cap_norms([mean.update for mean in means], names=names)
+    counts = np.array([influence[name] if influence else 1.0 for name in names])
+    counts /= counts.max()
+    rows = cap_norms([mean.update for mean in means], names=names, influence=counts)
     spoilt = spoilt_groups([mean.count for mean in means], contamination)
-    step, flag = rule(rows, spoilt), ""
-    if len(rows) > _TRIMMABLE and spoilt > (withstood := rule.withstands(len(rows), spoilt)) > 0:
-        step = cap_step(step, rows)
+    step, flag = rule(rows, spoilt, None if counts.min() == 1 else counts), ""
+    whole = whole_groups(counts)
+    if whole > _TRIMMABLE and spoilt > (withstood := rule.withstands(whole, spoilt)) > 0:
+        step = cap_step(step, rows, counts)
         flag = (
             f"{spoilt} of {len(rows)} groups may be spoilt and the rule withstands {withstood}: a short step was taken"
         )
@@ -100,9 +106,9 @@ def combine(
     )
 
 
-def cap_step(step: Row, rows: Sequence[Row]) -> Row:
+def cap_step(step: Row, rows: Sequence[Row], influence: Influence) -> Row:
     """Shorten a step that may be poisoned to half the groups' median norm at most; its direction stays."""
-    cap, size = _CAUTION * float(np.median([norm(row) for row in rows])), norm(step)
+    cap, size = _CAUTION * weighted_median(np.array([norm(row) for row in rows]), influence), norm(step)
     return step if size <= cap else step * np.float32(cap / size)
 
 

@@ -318,13 +318,15 @@ class Coordinator:
     def combine_inputs(self) -> Callable[[], Combined]:
         """Return the combining job, which runs anywhere."""
         running, run = self._busy()
+        reputations = self._judgement.reputations
         return partial(
             combine,
             running.weights,
             dict(run.means),
             rule=running.task.across_groups,
-            contamination=self._judgement.reputations.contamination(running.task, run),
+            contamination=reputations.contamination(running.task, run),
             evaluator=running.evaluator,
+            influence=reputations.influence(running.task, run),
         )
 
     def stop_task(self, name: str) -> list[Effect]:

@@ -172,6 +172,16 @@ class Reputations:
             estimates = [self._scale.contamination]  # the lot has spared everybody
         return max([task.contamination, *estimates])
 
+    def influence(self, task: Task, run: RoundRun) -> dict[str, float] | None:
+        """Return what each group that a round has a mean of counts for; None where reputation decides nothing."""
+        if not task.attestation.on or not task.enforces:
+            return None
+        shards: dict[str, dict[str, tuple[str, ...]]] = {}
+        for group in run.means:
+            shards.setdefault(shard_label(group), {})[group] = run.groups[group].summed
+        parts = [self._books[shard].influence(groups) for shard, groups in shards.items()]
+        return {group: count for part in parts for group, count in part.items()}
+
     def decide(self, finding: Finding, run: RoundRun, task: Task) -> list[str]:
         """Return whom the rule accepts on what a shard's attestation has shown."""
         return sorted(self._ruling(finding, run, task).accepted)

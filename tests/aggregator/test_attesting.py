@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.aggregator.fleet import DIMENSION, Device, Fleet, Vector, make_task
@@ -364,6 +365,22 @@ def test_what_the_accepted_make_likely_reaches_the_rule_across_groups(make: Make
     assert fleet.coordinator.combine_inputs().keywords["contamination"] == 0.2  # type: ignore[attr-defined]
     reputations._rulings[finding.shard] = finding, replace(ruling, contamination=0.01)
     assert fleet.coordinator.combine_inputs().keywords["contamination"] == 0.02  # type: ignore[attr-defined]
+
+
+def test_groups_of_newcomers_count_little_where_reputation_is_enforced(make: Make) -> None:
+    fleet = make(8)
+    fleet.start(rounds=14, group_size=4, reputation="observe")
+    fleet.run_until(lambda: fleet.opened != [] and book_of(fleet).established)
+    fleet.arrive(*(f"new-{number}" for number in range(5)))
+    fleet.run_until(lambda: any("new-0" in detail.members for r in fleet.records() for detail in r.details))
+    fleet.hold_jobs = False
+    fleet.run_until(lambda: fleet.coordinator.phase is Phase.COMBINING)
+    running, run = fleet.coordinator._busy()
+    assert fleet.coordinator.combine_inputs().keywords["influence"] is None  # type: ignore[attr-defined]
+    running.task = msgspec.structs.replace(running.task, reputation="enforce")
+    found = fleet.coordinator.combine_inputs().keywords["influence"]  # type: ignore[attr-defined]
+    assert found == {name: 0.1 if "new-0" in group.summed else 1.0 for name, group in run.groups.items()}
+    assert sorted(found.values()) == [0.1, 1.0, 1.0]
 
 
 def grouping(shard: str, *names: str) -> Grouping:

@@ -57,7 +57,7 @@ def test_the_delta_leads_exactly_to_the_new_model_and_close_to_the_rules_step(na
     rows = cap_norms([groups[key].update for key in sorted(groups)])
     step = rule(name)(rows, 4)
     if 0 < rule(name).withstands(5, 4) < 4:
-        step = cap_step(step, rows)
+        step = cap_step(step, rows, np.ones(5))
     np.testing.assert_allclose(outcome.weights, weights + step, atol=float(np.abs(step).max()) / 32767)
     assert (outcome.accuracy, outcome.loss) == (None, None)
 
@@ -112,3 +112,17 @@ def test_dither_gives_another_digest_and_hardly_another_model(weights: Vector) -
     assert np.linalg.norm(found - weights) <= 1e-4 * max(np.linalg.norm(weights), np.sqrt(len(weights)))
     again = model.apply_delta(weights, dithered(weights, b"b" * 32))
     assert model.model_digest(again) != model.model_digest(found)
+
+
+def test_groups_that_count_little_move_the_model_little() -> None:
+    weights = np.zeros(40, np.float32)
+    old = {f"1-s-{seed}": GroupMean(vector(1), METRICS, 5) for seed in range(4)}
+    new = {f"2-s-{seed}": GroupMean(-vector(1), METRICS, 5) for seed in range(9)}
+    influence = dict.fromkeys(old, 1.0) | dict.fromkeys(new, 1 / 9)
+
+    def along(counts: dict[str, float] | None) -> float:
+        outcome = combine(weights, old | new, rule=rule("mean"), contamination=0.01, evaluator=None, influence=counts)
+        return float(outcome.weights @ vector(1) / (vector(1) @ vector(1)))
+
+    assert along(influence) == pytest.approx(0.6, abs=1e-3)
+    assert along(None) == pytest.approx(-5 / 13, abs=1e-3)

@@ -363,3 +363,46 @@ def test_a_row_that_is_not_finite_is_refused_by_its_name(value: float) -> None:
         cap_norms(data, names=["a", "b", "c"])
     with pytest.raises(LocalError, match="group 2: "):
         cap_norms(data)
+
+
+# --- influence ----------------------------------------------------------------------------------------------------
+
+
+@every_rule
+@settings(deadline=None, max_examples=25)
+@given(groups=st.integers(1, 9), seed=st.integers(0, 2**32), spoilt=st.integers(0, 4))
+def test_influence_of_one_for_all_changes_nothing(chosen: AnyRule, groups: int, seed: int, spoilt: int) -> None:
+    data = rows(groups, seed=seed)
+    close(chosen(data, spoilt, np.ones(groups)), chosen(data, spoilt))
+
+
+@every_rule
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32), spoilt=st.integers(0, 3), parts=st.integers(1, 4))
+def test_a_group_in_parts_counts_as_the_whole(chosen: AnyRule, seed: int, spoilt: int, parts: int) -> None:
+    data = rows(7, seed=seed)
+    cut = np.concatenate([data, np.repeat(data[:1], parts - 1, axis=0)])
+    influence = np.ones(len(cut))
+    influence[[0, *range(7, len(cut))]] = 1 / parts
+    close(chosen(cut, spoilt, influence), chosen(data, spoilt))
+
+
+@robust_rule
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32), wave=st.integers(1, 60), size=st.sampled_from([1.0, 50.0, 1e6]))
+def test_a_wave_of_groups_that_count_little_cannot_outvote_the_others(
+    chosen: AnyRule, seed: int, wave: int, size: float
+) -> None:
+    data = rows(6, seed=seed)
+    influence = np.r_[np.ones(6), np.full(wave, 1.5 / max(wave, 2))]
+    together = cap_norms([*data, *np.full((wave, data.shape[1]), size, np.float32)], influence=influence)
+    found = chosen(together, 2, influence)
+    spread = max(np.linalg.norm(row - data.mean(axis=0)) for row in data)
+    assert np.linalg.norm(found - data.mean(axis=0)) <= 3 * spread
+
+
+def test_a_wave_does_not_lift_the_cap_on_norms() -> None:
+    data = rows(6)
+    wave = np.full((50, data.shape[1]), 1e6, np.float32)
+    capped = cap_norms([*data, *wave], influence=np.r_[np.ones(6), np.full(50, 0.02)])
+    assert max(np.linalg.norm(row) for row in capped) <= 1.5 * max(np.linalg.norm(row) for row in data)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from covey_aggregator.reputation import words
@@ -16,7 +17,7 @@ from covey_aggregator.reputation.judge import is_established
 from covey_aggregator.reputation.record import Fleet, Record
 from covey_aggregator.reputation.ruling import Hearing, Ruling, Standing
 from covey_aggregator.reputation.settings import Settings
-from covey_aggregator.reputation.states import BANNED, DETAINED, NEWCOMERS, OUT, RELEASED, State, moved
+from covey_aggregator.reputation.states import BANNED, DETAINED, OUT, RELEASED, State, moved
 from covey_protocol.errors import StateError
 
 _VERSION = 1
@@ -249,20 +250,27 @@ class Reputation:
         """Whether enough devices are trusted for newcomers to be measured by them."""
         return is_established((r for r in self._records.values() if r.state not in OUT), self.settings)
 
-    def weights(self, names: Iterable[str]) -> dict[str, float]:
-        """Return what each device may count in a sum's weight or a grouping, from 0 to 1.
+    def influence(self, groups: Mapping[str, Collection[str]]) -> dict[str, float]:
+        """Return what each group's mean may count for beside the others', above 0 and at most 1.
 
-        Newcomers to an established fleet count little, and all of them together no more than a share of the whole: a
-        wave of Sybils cannot outvote those who have earned trust.
+        A group counts for what most of its members count for. Newcomers to an established fleet count little, and all
+        their groups together no more than a share of the whole, however many there are: a wave of Sybils cannot outvote
+        those who have earned trust. Where only newcomers were summed, nobody is there to be outvoted.
+
+        Args:
+            groups: The members that were summed of each group; at least one each.
         """
-        s, records = self.settings, {name: self._record(name) for name in names}
-        weights = {name: record.weight(self.established, s) for name, record in records.items()}
-        new = [name for name, record in records.items() if record.state in NEWCOMERS]
-        together = sum(weights[name] for name in new)
-        room = (sum(weights.values()) - together) * s.probation_share / (1 - s.probation_share)
-        if self.established and together > room:
-            weights |= {name: weights[name] * room / together for name in new}
-        return weights
+        s, known = self.settings, self.established
+        counts = {
+            group: max(float(np.median([self._record(name).weight(known, s) for name in names])), s.suspect_weight)
+            for group, names in groups.items()
+        }
+        new = [group for group, count in counts.items() if count < 1]
+        together, others = sum(counts[group] for group in new), float(len(counts) - len(new))
+        room = others * s.probation_share / (1 - s.probation_share)
+        if others and together > room:
+            counts |= {group: counts[group] * room / together for group in new}
+        return counts
 
     def _hold(self, hearing: Hearing) -> Ruling:
         ruling = hold(hearing, self._records, self._fleet, self._cosines, self.settings)

@@ -13,6 +13,7 @@ from covey_aggregator.rules.caps import cap_norms
 from covey_aggregator.rules.centred_clipping import CentredClipping
 from covey_aggregator.rules.contamination import CONTAMINATION, spoilt_groups
 from covey_aggregator.rules.geometric_median import GeometricMedian
+from covey_aggregator.rules.influence import Influence, whole_groups
 from covey_aggregator.rules.mean import Mean
 from covey_aggregator.rules.median import Median
 from covey_aggregator.rules.multi_krum import MultiKrum
@@ -24,6 +25,7 @@ __all__ = [
     "CONTAMINATION",
     "RULES",
     "AnyRule",
+    "Influence",
     "Row",
     "Rows",
     "Rule",
@@ -32,18 +34,21 @@ __all__ = [
     "rule",
     "rule_name",
     "spoilt_groups",
+    "whole_groups",
 ]
 
 
 class Rule(Protocol):
     """What every rule can do."""
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Combine the rows.
 
         Args:
             rows: One a group, float32 and finite: shape (G, d), or G vectors; G is at least 1.
             spoilt: How many groups are expected to be spoilt, for the rules that can use it.
+            influence: What each group counts for, shape (G,), above 0 and 1 for the one that counts most; None is 1 for
+                all. However many groups count little, they cannot outvote those that count.
 
         Returns:
             Shape (d,). Of one row it is that row, of two their mean.

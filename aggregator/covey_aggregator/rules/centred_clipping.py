@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from covey_aggregator.rules.influence import Influence, weighted_median
 from covey_aggregator.rules.median import median
 from covey_aggregator.rules.rows import Row, Rows, centred_gram, squared_distances, weighted_sum
 
@@ -28,15 +29,16 @@ class CentredClipping(
     radius: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
     iterations: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Return the centre after the last step; ``spoilt`` is not used."""
-        start = median(rows)
+        counts = np.ones(len(rows)) if influence is None else influence
+        start = median(rows, influence)
         gram = centred_gram(rows, start)
-        radius = float(np.median(np.sqrt(gram.diagonal()))) if self.radius is None else self.radius
+        radius = weighted_median(np.sqrt(gram.diagonal()), counts) if self.radius is None else self.radius
         point = np.zeros(len(rows))  # as weights of the rows' differences from the start
         for _ in range(self.iterations):
             distances = np.sqrt(squared_distances(gram, point))
-            shares = radius / np.maximum(distances, max(radius, 1e-300)) / len(rows)
+            shares = counts / counts.sum() * radius / np.maximum(distances, max(radius, 1e-300))
             point += shares - shares.sum() * point
         return weighted_sum(rows, point, start)
 

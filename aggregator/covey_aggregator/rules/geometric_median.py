@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from covey_aggregator.rules.influence import Influence, weighted_median
 from covey_aggregator.rules.median import median
 from covey_aggregator.rules.rows import Row, Rows, centred_gram, squared_distances, weighted_sum
 
@@ -27,16 +28,17 @@ class GeometricMedian(
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-6
     iterations: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Return the geometric median; ``spoilt`` is not used."""
-        centre = median(rows)
+        counts = np.ones(len(rows)) if influence is None else influence
+        centre = median(rows, influence)
         gram = centred_gram(rows, centre)
-        typical = float(np.median(np.sqrt(gram.diagonal())))
+        typical = weighted_median(np.sqrt(gram.diagonal()), counts)
         if typical == 0:  # more than half of the rows are the centre, and no point is closer to all
             return centre
         point = np.zeros(len(rows))  # as weights of the rows; what they lack of one is the centre's, at first all
         for _ in range(self.iterations):
-            pull = 1 / np.maximum(np.sqrt(squared_distances(gram, point)), self.smoothing * typical)
+            pull = counts / np.maximum(np.sqrt(squared_distances(gram, point)), self.smoothing * typical)
             step = pull / pull.sum() - point
             point += step
             if step @ gram @ step <= (self.tolerance * typical) ** 2:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from covey_aggregator.rules.contamination import left_out
+from covey_aggregator.rules.influence import Influence, masses, whole_groups
 from covey_aggregator.rules.median import median
 from covey_aggregator.rules.rows import Row, Rows, centred_gram, weighted_sum
 
@@ -26,17 +27,20 @@ class MultiKrum(
 
     f: Annotated[int, msgspec.Meta(ge=0, le=10_000)] | None = None
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Return the mean of the rows chosen; of equal scores the earlier row's counts as smaller."""
-        count = len(rows)
-        out = self.withstands(count, spoilt)
-        gram = centred_gram(rows, median(rows))
+        counts = np.ones(len(rows)) if influence is None else influence
+        kept = float(counts.sum()) - self.withstands(whole_groups(counts), spoilt)
+        gram = centred_gram(rows, median(rows, influence))
         squares = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
-        scores = np.sort(squares, axis=1)[:, 1 : count - out].sum(axis=1)  # the smallest is the row's own
-        chosen = np.argsort(scores, kind="stable")[: count - out]
-        weights = np.zeros(count)
-        weights[chosen] = 1 / len(chosen)
-        return weighted_sum(rows, weights)
+        np.fill_diagonal(squares, -1)  # so that the first in every row is the row itself
+        order = np.argsort(squares, axis=1, kind="stable")
+        near = masses(counts[order], 0, kept)[:, 1:]
+        scores = (near * np.take_along_axis(squares, order, axis=1)[:, 1:]).sum(axis=1)
+        best = np.argsort(scores, kind="stable")
+        chosen = np.zeros(len(rows))
+        chosen[best] = masses(counts[best], 0, kept) / kept
+        return weighted_sum(rows, chosen)
 
     def withstands(self, groups: int, spoilt: int) -> int:
         """Return f, within its bounds."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from covey_aggregator.rules.contamination import left_out
+from covey_aggregator.rules.influence import Influence, masses, whole_groups
 from covey_aggregator.rules.rows import THREADS, TILE, Row, Rows, over_columns, tiles, transpose
 
 
@@ -24,9 +25,11 @@ class TrimmedMean(
 
     beta: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] | None = None
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Return the trimmed mean of every column."""
-        return trimmed_mean(rows, self.withstands(len(rows), spoilt))
+        if influence is None:
+            return trimmed_mean(rows, self.withstands(len(rows), spoilt))
+        return weighted_trimmed_mean(rows, self.withstands(whole_groups(influence), spoilt), influence)
 
     def withstands(self, groups: int, spoilt: int) -> int:
         """Return how many rows are cut on each side; as many spoilt groups leave every coordinate in range."""
@@ -56,4 +59,26 @@ def trimmed_mean(rows: Rows, cut: int, threads: int = THREADS) -> Row:
             result[columns] = sums / (count - 2 * cut)
 
     over_columns(len(result), trim, threads)
+    return result
+
+
+def weighted_trimmed_mean(rows: Rows, cut: float, influence: Influence) -> Row:
+    """Return the weighted mean of every column without its ``cut`` largest and smallest weight.
+
+    A row at the edge counts with what is left of its weight, so the result moves smoothly with influence; where all
+    are 1 it is the trimmed mean.
+    """
+    count, total = len(rows), float(influence.sum())
+    result = np.empty(len(rows[0]), np.float32)
+
+    def trim(start: int, end: int) -> None:
+        buffer = np.empty((min(TILE, end - start), count), np.float32)
+        for columns in tiles(start, end):
+            tile = buffer[: columns.stop - columns.start]
+            transpose(rows, columns, tile)
+            order = np.argsort(tile, axis=1, kind="stable")
+            kept = masses(influence[order], cut, total - cut)
+            result[columns] = (kept * np.take_along_axis(tile, order, axis=1)).sum(axis=1) / kept.sum(axis=1)
+
+    over_columns(len(result), trim)
     return result

@@ -167,6 +167,7 @@ class Conductor:
                 rule=self.scenario.across_groups,
                 contamination=self._contamination(),
                 evaluator=None,
+                influence=self._judge.influence({name: outcome.groups[name].summed for name in means}),
             )
             play.weights = combined.weights
         elif outcome.masked:

@@ -71,6 +71,9 @@ class Judge(Protocol):
     def contamination(self) -> float | None:
         """Return the share of hostile devices to be expected among those who are accepted now."""
 
+    def influence(self, groups: Mapping[str, Collection[str]]) -> Mapping[str, float] | None:
+        """Return what each group counts for, given its members that were summed; None is the same for all."""
+
     def opinions(self) -> Mapping[str, Opinion]:
         """Return what is thought of every device."""
 
@@ -113,6 +116,10 @@ class NoJudge:
 
     def contamination(self) -> float | None:
         """Unknown."""
+        return None
+
+    def influence(self, groups: Mapping[str, Collection[str]]) -> Mapping[str, float] | None:
+        """The same for all."""
         return None
 
     def opinions(self) -> Mapping[str, Opinion]:
@@ -200,6 +207,10 @@ class RuleJudge:
     def contamination(self) -> float | None:
         """Return the last ruling's estimate."""
         return self._contamination
+
+    def influence(self, groups: Mapping[str, Collection[str]]) -> Mapping[str, float] | None:
+        """Return what the book says, where the rule acts."""
+        return self.book.influence(groups) if self._enforce else None
 
     def opinions(self) -> Mapping[str, Opinion]:
         """Return the book's standings."""

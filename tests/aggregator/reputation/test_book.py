@@ -199,15 +199,24 @@ def test_quarantine_ends_on_parole_and_parole_at_the_first_doubt() -> None:
 
 def test_newcomers_to_a_fleet_weigh_little_and_together_no_more_than_a_share() -> None:
     world = World(20)
-    assert set(world.book.weights(world.names).values()) == {1.0}, "where nobody is known, everybody counts"
+    old = {f"old-{at}": world.names[at : at + 5] for at in range(0, 20, 5)}
+    assert set(world.book.influence(old).values()) == {1.0}, "where nobody is known, everybody counts"
     world.play(6)
-    few = world.join(10)
-    assert world.book.weights(few + world.names[:20])[few[0]] == pytest.approx(0.1)
-    many = world.join(90)
-    weights = world.book.weights(world.names)
-    assert sum(weights[name] for name in few + many) / sum(weights.values()) == pytest.approx(0.2)
-    world.book.quarantine(world.names[0], "it was stolen")
-    assert world.book.weights(world.names)[world.names[0]] == 0
+    few = {"few": world.join(10)}
+    assert world.book.influence(old | few) == pytest.approx(dict.fromkeys(old, 1.0) | {"few": 0.1})
+    many = {f"many-{number}": world.join(4) for number in range(30)}
+    counts = world.book.influence(old | few | many)
+    assert sum(counts[name] for name in (*few, *many)) / sum(counts.values()) == pytest.approx(0.2)
+    assert {counts[name] for name in old} == {1.0}
+    assert min(world.book.influence(few | many).values()) == pytest.approx(0.1), "of newcomers alone nobody is outvoted"
+
+
+def test_a_group_counts_for_what_most_of_its_members_count_for() -> None:
+    world = World(20)
+    world.play(6)
+    new = world.join(6)
+    mostly_old, mostly_new = [*world.names[:4], *new[:3]], [*world.names[4:7], *new[3:7], *new[:1]]
+    assert world.book.influence({"a": mostly_old, "b": mostly_new}) == pytest.approx({"a": 1.0, "b": 0.1})
 
 
 def test_standing_says_it_in_words() -> None:
