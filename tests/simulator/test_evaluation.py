@@ -209,7 +209,7 @@ def test_the_command_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
     arguments += ["--no-baselines", "--out", str(tmp_path)]
     first = CliRunner().invoke(evaluate, arguments)
     assert first.exit_code == 0, first.output
-    assert "[2/2] digits, alie 20%, seed 10: covey, fast" in first.output
+    assert "[2/2] digits, alie 20%, seed 30: covey, fast" in first.output
     written = json.loads((tmp_path / "evaluate.json").read_text())
     assert {row["cell"]["attack"] for row in written["rows"]} == {"none", "alie"}
     assert written["goals"]
@@ -217,6 +217,11 @@ def test_the_command_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Monkey
     again = CliRunner().invoke(evaluate, arguments)
     assert again.exit_code == 0 and "[2/2]" not in again.output
     assert json.loads((tmp_path / "evaluate.json").read_text())["rows"] == written["rows"]
+    missed = sum(not goal["met"] for goal in written["goals"])
+    assert missed, "two rounds expel nobody"
+    strict = CliRunner().invoke(evaluate, [*arguments, "--allow-missed", str(missed - 1)])
+    assert strict.exit_code == 1 and f"{missed} goals are missed where {missed - 1} may be" in strict.output
+    assert CliRunner().invoke(evaluate, [*arguments, "--allow-missed", str(missed)]).exit_code == 0
 
 
 @pytest.mark.parametrize(
