@@ -80,7 +80,7 @@ def evaluate(
     """Hold the defence against its goals: settings by attacks by shares of malicious devices by seeds.
 
     Runs that are known from before are not repeated, unless code that they depend on has changed; so it can be stopped
-    at any time and started again. Exits 0 however many goals are met, unless --allow-missed says how many may be missed.
+    at any time and started again. Exits 0 however many goals are met, unless --allow-missed says how many may not be.
 
     \b
     Examples:
