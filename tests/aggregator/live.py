@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import paho.mqtt.client as mqtt
 import yaml
@@ -32,6 +33,7 @@ from covey_protocol import provisioning
 from covey_protocol.bundle import Bundle
 from covey_protocol.messages import Windows
 from covey_protocol.plan import Plan
+from covey_protocol.provisioning import Broker
 from covey_simulator.broker import RunningBroker
 
 T = TypeVar("T")
@@ -143,10 +145,21 @@ def live_task(folder: Path, **changes: Any) -> Task:
     return make_task(folder, **{"bundle": str(path), "local": ONE_STEP, "windows": LONG, "clip": 0.2, **changes})
 
 
-def enrol_agent(folder: Path, operator: OperatorHome, home: ServerHome, name: str, **broker: Any) -> AgentHome:
-    """Enrol a device with data of its own that reconnects quickly; ``broker`` overrides its settings of that name."""
+def enrol_agent(
+    folder: Path, operator: OperatorHome, home: ServerHome, name: str, reach: Broker | None = None, **broker: Any
+) -> AgentHome:
+    """Enrol a device with data of its own that reconnects quickly.
+
+    Args:
+        folder, operator, home, name: Where, by whom and as whom.
+        reach: The broker as its bundle names it; usually the home's, without TLS or password.
+        broker: Overrides its settings of that name.
+    """
     invitation, data, place = folder / f"{name}.txt", folder / f"{name}.npz", folder / "agents" / name
-    invitation.write_text(provisioning.encode(provision(operator, home, name, home.settings.broker.port)))
+    bundle = provision(operator, home, name, home.settings.broker.port)
+    if reach is not None:
+        bundle = msgspec.structs.replace(bundle, broker=reach)
+    invitation.write_text(provisioning.encode(bundle))
     rng = np.random.default_rng(list(name.encode()))
     np.savez(data, x=rng.normal(size=(SAMPLES, FEATURES)).astype(np.float32), y=rng.integers(0, CLASSES, SAMPLES))
     profile = yaml.safe_load((profile_folder() / "pi-4.yaml").read_text())

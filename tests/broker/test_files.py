@@ -36,7 +36,6 @@ LIMITS = [
     "allow_anonymous",
     "allow_zero_length_clientid",
     "use_username_as_clientid",
-    "check_retain_source",
 ]
 # What everybody may hear, without a third part; every other kind has one.
 SINGLE = {topics.REVOCATIONS, topics.ALERT}
