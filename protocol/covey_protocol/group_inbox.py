@@ -38,6 +38,7 @@ from covey_protocol.ring import METRICS
 from covey_protocol.roster import CheckedRoster, Member, OpenRound, Trust
 from covey_protocol.round_table import GROUP_TABLE, GroupStage
 from covey_protocol.sealing import open_sealed
+from covey_protocol.second_signatures import proof_of_two
 from covey_protocol.sharing import Entry
 from covey_protocol.unmasking import Revealed, check_reveal
 
@@ -219,6 +220,8 @@ class GroupInbox:
             raise RefusedError(f"{kind} is no message of a round", cause="kind")
         stages, handler = rows[kind]
         message = self.opened.matches(data)
+        if second := self._second(kind, name, data):
+            return second
         if self.stage not in stages:
             raise StaleError(f"{kind} from {name!r} in stage {self.stage}", cause="stage")
         if kind == topics.JOIN:
@@ -257,6 +260,25 @@ class GroupInbox:
             return []
         size = self._vector_bytes()
         return [Expect(name, digest, size) for name, (_, digest) in self._masked.items() if name not in self._arrived]
+
+    def _signed(self, kind: str, name: str) -> bytes:
+        """Return what a member has signed of a kind of which there is one a round; empty if it has not yet."""
+        if kind == topics.ATTEST:
+            return self.attestation.heads.get(name, b"") if self.attestation is not None else b""
+        if kind == topics.MASKED:
+            return self._masked.get(name, (b"", b""))[0]
+        return {topics.SURVIVORS: self._consents, topics.ACCEPT: self._assents}.get(kind, {}).get(name, b"")
+
+    def _second(self, kind: str, name: str, data: bytes) -> list[Effect]:
+        """Keep the proof, if what comes is signed and says something else than what came first; else do nothing."""
+        first = self._signed(kind, name)
+        if not first or first == data or name in self.proofs:
+            return []
+        proof = proof_of_two(kind, name, first, data, prover=self.prover(), operator_key=self._trust.operator_key)
+        if not proof:
+            return []
+        self.proofs[name] = proof
+        return [Note("blamed", f"group {self.grouping.group}: {name} has signed two different messages {kind!r}")]
 
     def _on_join(self, name: str, data: bytes) -> list[Effect]:
         places = {member: place for place, (member, _) in enumerate(self.grouping.members)}

@@ -20,7 +20,7 @@ from covey_protocol.certificates import LEAVES
 from covey_protocol.complaints import KEYS
 from covey_protocol.errors import PeerError, RefusedError
 from covey_protocol.group_attestation import Lied
-from covey_protocol.messages import Assent, Complaint, EphemeralKeys, Leaves, Masked, Report, ReportHead
+from covey_protocol.messages import Assent, Attestation, Complaint, EphemeralKeys, Leaves, Masked, Report, ReportHead
 from covey_protocol.payload import read, write
 from covey_protocol.proof_forms import FalseComplaint, Proof
 from covey_protocol.proofs import Verdict, verify
@@ -203,6 +203,28 @@ def test_two_signatures_where_one_is_allowed(kind: str) -> None:
     verdict = holds(rig.group.prover().of_signatures(CHEAT, kind, first, SECOND[kind](rig)))  # type: ignore[arg-type]
     assert (verdict.device, verdict.lie) == (CHEAT, "second-signature")
     fails(rig.group.prover().of_signatures(CHEAT, kind, first, first), "has not signed two different")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", SECOND)
+def test_a_second_signature_is_proven_when_it_comes(kind: str) -> None:
+    rig = honest_round()
+    other = SECOND[kind](rig)
+    forged, topic = other[:-1] + bytes([other[-1] ^ 1]), kind
+    if kind == "report":
+        topic = topics.ATTEST
+        other, forged = (rig.say(CHEAT, topic, Attestation(head=head, sealed=bytes(64))) for head in (other, forged))
+    before = rig.group.stage
+    for again in (rig.sent(CHEAT, topic), forged):
+        with pytest.raises(PeerError):
+            rig.group.receive(topic, CHEAT, again, rig.now)
+    assert not rig.group.proofs
+    rig.group.receive(topic, CHEAT, other, rig.now)
+    assert rig.group.stage is before
+    assert holds(rig.group.proofs[CHEAT]).lie == "second-signature"
+    kept = dict(rig.group.proofs)
+    with pytest.raises(PeerError):
+        rig.group.receive(topic, CHEAT, other, rig.now)
+    assert rig.group.proofs == kept
 
 
 def as_proof(rig: Rig, device: str, lie: object) -> bytes:
