@@ -29,6 +29,7 @@ from covey_agent.status import StatusFile
 from covey_agent.store import Store
 from covey_agent.trainer import SEED_BYTES, CancelledError, Trainer, TrainResult
 from covey_agent.transport import Link
+from covey_agent.upkeep import Upkeep
 from covey_protocol import epochs, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import Piece, is_piece
@@ -45,8 +46,6 @@ from covey_protocol.roster import Trust, read_open
 log = logging.getLogger("covey.agent")
 
 _IDLE = 1.0  # seconds
-_HUSH = 0.5  # seconds of silence after which what a session had kept for this device has come
-_HUSH_MAX = 10.0
 _ACKNOWLEDGE = 3.0  # less than the shortest keepalive: the link's thread stands still for so long
 _SURVIVABLE = (CoveyError, ValueError, OSError)  # OSError: a full or failing card must not end the agent
 _EPOCH_KINDS = (topics.EPOCH, topics.COMMITMENTS, topics.GROUPS)
@@ -128,11 +127,10 @@ class Agent:
         self._tasks: dict[str, Participation] = {}
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
-        self._stopping = self._announce_due = False
+        self._stopping = False
         self.starts_anew = False
         self._holds = ""
-        self._hushed: tuple[float, float] | None = None  # nothing is joined until the first, at most until the second
-        self._repeat: tuple[float, set[str]] | None = None  # when, and of which tasks, what a broker may have forgotten
+        self._upkeep = Upkeep(self._courier, under_way=self._under_way, refuse=self._refuse, clock=clock)
         self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
 
@@ -188,8 +186,9 @@ class Agent:
             self._handle(event)
             if isinstance(event, _Message) and event.handled is not None:
                 event.handled.set()
-            self._announce()
-            self._catch_up(event)
+            self._upkeep.announce(bool(self._holds))
+            if self._upkeep.catch_up(isinstance(event, _Message) and bool(event.topic)):
+                self._go_on()
             self._ask()
             self._status.write(self.snapshot)
         if self.starts_anew:
@@ -258,44 +257,12 @@ class Agent:
         log.log(level, "%s: refused on %s: %s", self.home.device, where, error)
 
     def _on_connected(self, session_present: bool) -> None:
-        now = self._clock()
-        self._hushed = (now + _HUSH, now + _HUSH_MAX) if session_present else None
-        self._fetcher.connected(session_present, now)
-        self._announce_due = True
-        self._announce()
-        under_way = {task for task, part in self._tasks.items() if part.under_way}
-        if under_way and not session_present:
-            self._repeat = (now + _HUSH, under_way)  # by then a newer round has shown itself
+        self._fetcher.connected(session_present, self._clock())
+        self._upkeep.connected(session_present, bool(self._holds))
         self._revoked.want()
 
-    def _catch_up(self, event: _Message | _Connected | _Trained) -> None:
-        """Join nothing while a kept session delivers what was said meanwhile: those rounds may be over."""
-        now = self._clock()
-        if self._repeat is not None and now >= self._repeat[0]:
-            tasks, self._repeat = self._repeat[1], None
-            try:
-                self._courier.say_again({task for task in tasks if self._tasks[task].under_way})
-            except _SURVIVABLE as error:
-                self._refuse(error, "repetition")
-        if self._hushed is None:
-            return
-        until, latest = self._hushed
-        spoken = isinstance(event, _Message) and bool(event.topic)
-        if now >= latest or (now >= until and not spoken):
-            self._hushed = None
-            self._go_on()
-        elif spoken:
-            self._hushed = (min(now + _HUSH, latest), latest)
-
-    def _announce(self) -> None:
-        """Say that the device is there, as soon as there is room for it: the Last Will may have said otherwise."""
-        if self._announce_due:
-            try:
-                self._courier.announce("online", bool(self._holds))
-            except LocalError as error:
-                self._refuse(error, topics.STATE)
-            else:
-                self._announce_due = False
+    def _under_way(self) -> set[str]:
+        return {task for task, part in self._tasks.items() if part.under_way}
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         place = topics.parse(topic)
@@ -413,7 +380,7 @@ class Agent:
 
     def _go_on(self) -> None:
         """Join every round whose grouping, bundle and model are there; wait for the rest."""
-        if self._stopping or self._hushed is not None:
+        if self._stopping or self._upkeep.hushed:
             return
         for task, part in self._tasks.items():
             try:
@@ -490,8 +457,8 @@ class Agent:
 
     def _patience(self) -> float:
         due, now = self._fetcher.next_due(), self._clock()
-        times = [due, self._repeat[0] if self._repeat else None, self._hushed[0] if self._hushed else None]
-        return min([_IDLE, *(max(0.0, at - now) for at in times if at is not None)])
+        times = [*self._upkeep.due(), *([] if due is None else [due])]
+        return min([_IDLE, *(max(0.0, at - now) for at in times)])
 
     def _load_data(self, bundle: Bundle) -> Dataset:
         manifest = bundle.manifest
