@@ -121,12 +121,13 @@ class Courier:
                     self._store.outbox.put(topic, data, tag=task)
         self._kick()
 
-    def recall(self, payload: bytes, ledger: DeviceLedger) -> bool:
+    def recall(self, payload: bytes, ledger: DeviceLedger, aggregator_key: bytes) -> bool:
         """Go on from where this device had been before its disk was put back, as its own signatures prove.
 
         Args:
             payload: A RECALL.
             ledger: This device's marks.
+            aggregator_key: Whose signature it has to bear.
 
         Returns:
             Whether the agent has to start anew, because its Last Will counts too low.
@@ -139,7 +140,7 @@ class Courier:
             fleet=self._home.fleet,
             device=self._home.device,
             own_key=bytes(self._home.key.verify_key),
-            aggregator_key=self._home.delegation.aggregator_key,
+            aggregator_key=aggregator_key,
         )
         had = ledger.forgotten
         marks = ledger.put_back(recalled.sequence, recalled.task, recalled.round, recalled.attempt)
@@ -156,16 +157,20 @@ class Courier:
         )
         return anew
 
-    def send_again(self, payload: bytes) -> None:
+    def send_again(self, payload: bytes, aggregator_key: bytes) -> None:
         """Send the pieces of a masked vector that the aggregator lacks, as a HAVE message says.
 
         While the outbox still holds pieces of it they are on their way, however slowly, and nothing is added to them.
+
+        Args:
+            payload: A HAVE message.
+            aggregator_key: Whose signature it has to bear.
 
         Raises:
             PeerError: The message does not hold, or names a blob that was not sent lately.
         """
         context = Context(fleet=self._home.fleet, kind=topics.HAVE, sender=AGGREGATOR, recipient=self._home.device)
-        have = read(Have, open_signed(payload, context, self._home.delegation.aggregator_key))
+        have = read(Have, open_signed(payload, context, aggregator_key))
         if have.digest not in self._sent:
             raise StaleError(f"blob {short(have.digest)} is not one this device has sent lately", cause="stage")
         topic, blob = self._sent[have.digest]

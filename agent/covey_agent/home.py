@@ -50,6 +50,7 @@ class StoredIdentity(Payload, frozen=True, kw_only=True):
     delegation: Certificate
     policy: Certificate
     broker: Broker
+    made: identity.Time = 0
     revocations: Certificate = b""
 
 
@@ -178,6 +179,7 @@ def _identity(bundle: Provisioning, key: SigningKey) -> StoredIdentity:
         delegation=bundle.delegation,
         policy=bundle.policy,
         broker=bundle.broker,
+        made=bundle.made,
         revocations=bundle.revocations,
     )
 

@@ -17,6 +17,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+from covey_agent import authority
+from covey_agent.authority import Authority
 from covey_agent.blobs import BlobStore, PieceLog
 from covey_agent.courier import STARTS, Courier
 from covey_agent.data import Dataset, load_npz
@@ -30,6 +32,7 @@ from covey_agent.store import Store
 from covey_agent.trainer import SEED_BYTES, CancelledError, Trainer, TrainResult
 from covey_agent.transport import Link
 from covey_agent.upkeep import Upkeep
+from covey_agent.wallclock import synchronised_time
 from covey_protocol import epochs, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import Piece, is_piece
@@ -41,7 +44,7 @@ from covey_protocol.errors import CoveyError, LocalError, MalformedError, PeerEr
 from covey_protocol.identity import PinnedKeys
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.refusals import Refusals
-from covey_protocol.roster import Trust, read_open
+from covey_protocol.roster import read_open
 
 log = logging.getLogger("covey.agent")
 
@@ -86,6 +89,7 @@ class Agent:
         round_class: Takes the device through a round; simulated attackers pass their own.
         entropy: Source of uniform bytes.
         clock: Monotonic seconds.
+        wall_clock: Unix seconds where the system vouches for them, else None.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Agent:
         round_class: type[DeviceRound] = DeviceRound,
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int | None] = synchronised_time,
     ) -> None:
         self.home, self.profile = home, profile
         self._executor, self._entropy, self._clock = executor, entropy, clock
@@ -108,14 +113,15 @@ class Agent:
         self.ledger = DeviceLedger(marks)
         self.counter = int(marks.get(STARTS, b"0")) + 1
         self._courier = Courier(home, profile, store, self.counter)
-        self._trust = Trust(
-            home.fleet,
-            home.stored.operator_key,
-            home.delegation.aggregator_key,
-            home.policy,
-            PinnedKeys(self.ledger.pins()),
-            self.ledger.revocations,
+        self._authority = Authority(
+            home.stored,
+            marks,
+            pins=PinnedKeys(self.ledger.pins()),
+            revocations=self.ledger.revocations,
+            clock=clock,
+            wall_clock=wall_clock,
         )
+        self._trust = self._authority.trust
         self._epoch = EpochMember(
             trust=self._trust, device=home.device, key=home.key, entropy=entropy, remembered=marks
         )
@@ -168,7 +174,8 @@ class Agent:
         self._stopping = False
         self._courier.attach(link)
         fleet, device = self.home.fleet, self.home.device
-        base = [topics.down(fleet, device, "+")]
+        base = [topics.pub(fleet, kind) for kind in authority.KINDS]  # first, for the others rest on them
+        base += [topics.down(fleet, device, "+")]
         base += [topics.pub(fleet, kind, "+") for kind in (topics.OPEN, topics.CLOSE, topics.BLOB)]
         base += [topics.pub(fleet, topics.REVOCATIONS)]
         base += [topics.pub(fleet, "+", label) for label in epochs.own_labels(device)]
@@ -186,7 +193,7 @@ class Agent:
             self._handle(event)
             if isinstance(event, _Message) and event.handled is not None:
                 event.handled.set()
-            self._upkeep.announce(bool(self._holds))
+            self._upkeep.announce(bool(self.holds))
             if self._upkeep.catch_up(isinstance(event, _Message) and bool(event.topic)):
                 self._go_on()
             self._ask()
@@ -194,7 +201,7 @@ class Agent:
         if self.starts_anew:
             return
         try:
-            self._courier.announce("left", bool(self._holds))
+            self._courier.announce("left", bool(self.holds))
         except _SURVIVABLE as error:  # such as a full outbox; the Last Will says it in the end
             self._refuse(error, topics.STATE)
 
@@ -210,6 +217,11 @@ class Agent:
                 if isinstance(event, _Message) and topics.kind_of(event.topic) in _EPOCH_KINDS:
                     self._handle(event)
 
+    @property
+    def holds(self) -> str:
+        """What keeps this device from taking part, in words."""
+        return self._authority.complaint or self._holds
+
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
         grouping = self._epoch.grouping
@@ -220,7 +232,8 @@ class Agent:
             "profile": self.profile.name,
             "epoch": grouping.epoch if grouping else None,
             "group": grouping.group if grouping else None,
-            "holds": self._holds,
+            "holds": self.holds,
+            "delegation": self._authority.snapshot(),
             "tasks": {
                 task: {
                     "round": part.round.opened.round if part.round else None,
@@ -233,11 +246,11 @@ class Agent:
             "exposure": {
                 "sets": self.ledger.exposure(),
                 "groupings": len(self.ledger.exposures()),
-                "max": self.home.policy.exposure_max or None,
+                "max": self._trust.policy.exposure_max or None,
                 "by_grouping": self.ledger.exposures(),
                 "forgotten": self.ledger.forgotten,
             },
-            "sketches": {"numbers": self.ledger.sketched(), "budget": self.home.policy.sketch_budget or None},
+            "sketches": {"numbers": self.ledger.sketched(), "budget": self._trust.policy.sketch_budget or None},
             "refusals": dict(self.refusals.counts),
         }
 
@@ -251,6 +264,8 @@ class Agent:
                 self._on_message(event.topic, event.payload)
         except _SURVIVABLE as error:
             self._refuse(error, topics.kind_of(event.topic) if isinstance(event, _Message) else "training")
+            if isinstance(event, _Message):
+                self._authority.set_aside(event.topic, event.payload, error)
 
     def _refuse(self, error: Exception, where: str) -> None:
         level = self.refusals.note(error, where)
@@ -258,7 +273,7 @@ class Agent:
 
     def _on_connected(self, session_present: bool) -> None:
         self._fetcher.connected(session_present, self._clock())
-        self._upkeep.connected(session_present, bool(self._holds))
+        self._upkeep.connected(session_present, bool(self.holds))
         self._revoked.want()
 
     def _under_way(self) -> set[str]:
@@ -294,12 +309,17 @@ class Agent:
         elif place.kind == topics.REVOCATIONS:
             self._revoked.on_head(payload)
             self._go_on()
+        elif place.kind in authority.KINDS:
+            aside = self._authority.take(place.kind, payload, self._courier)
+            for topic, waiting in aside:
+                self._handle(_Message(topic, waiting))
+            self._go_on()
         elif place.kind == topics.RECALL:
-            if self._courier.recall(payload, self.ledger):
+            if self._courier.recall(payload, self.ledger, self._trust.aggregator_key):
                 self.starts_anew = True
                 self.stop()
         elif place.kind == topics.HAVE:
-            self._courier.send_again(payload)
+            self._courier.send_again(payload, self._trust.aggregator_key)
         else:
             self._on_round(place.kind, payload)
 
@@ -310,6 +330,7 @@ class Agent:
         self._go_on()
 
     def _on_open(self, task: str, payload: bytes) -> None:
+        self._authority.check()
         opened = read_open(payload, task, self._trust)
         self.ledger.check_round(task, opened.round, opened.attempt)
         part = self._tasks.get(task)
@@ -380,7 +401,7 @@ class Agent:
 
     def _go_on(self) -> None:
         """Join every round whose grouping, bundle and model are there; wait for the rest."""
-        if self._stopping or self._upkeep.hushed:
+        if self._stopping or self._upkeep.hushed or self._authority.complaint:
             return
         for task, part in self._tasks.items():
             try:

@@ -96,18 +96,22 @@ def serve_command(home: Path) -> None:
     logging.basicConfig(
         level=server.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    asyncio.run(_serve(Service(server)))
+    asyncio.run(_serve(home))
 
 
-async def _serve(service: Service) -> None:
-    """Run the service until a signal."""
+async def _serve(home: Path) -> None:
+    """Run the service until a signal, and another one whenever the operator's word for its home has changed."""
     serving = asyncio.current_task()
     assert serving is not None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
     try:
-        await service.run()
+        while True:
+            service = Service(open_server(home))
+            await service.run()
+            if not service.home_changed:
+                return
     except asyncio.CancelledError:
         logging.getLogger("covey.aggregator").info("stopped")
 

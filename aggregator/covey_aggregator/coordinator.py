@@ -17,6 +17,7 @@ from functools import partial
 
 import msgspec
 
+from covey_aggregator.authority import AuthorityDesk
 from covey_aggregator.chronicle import Chronicle
 from covey_aggregator.combine import Combined, GroupMean, combine
 from covey_aggregator.desk import Desk
@@ -92,6 +93,7 @@ class Coordinator:
     ) -> None:
         self._home, self._store, self._entropy, self._wall = home, store, entropy, wall_clock
         self._trust: Trust = home.trust(store.pins())
+        self.authority = AuthorityDesk(home, wall_clock)
         self.revocations = RevocationDesk(self._trust, store)
         self.registry = Registry(self._trust, store)
         self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
@@ -234,7 +236,8 @@ class Coordinator:
 
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: start what waits, end what has run out."""
-        effects: list[Effect] = self._resumption.wake()
+        # Whom devices are to follow stands before all else, which rests on it.
+        effects: list[Effect] = [*self.authority.poll(), *self._resumption.wake()]
         if self._epoch is not None:
             effects += self._epoch.tick(now)
         if self.run is not None:
@@ -440,6 +443,9 @@ class Coordinator:
     def _gathered(self, now: float) -> list[Effect]:
         assert self._running is not None
         task, online = self._running.task, self._present()
+        expired, notes = self.authority.expired()
+        if expired:
+            return [*notes]
         if self._groupings and not self._judgement.regrouping.reason and self._viable():
             self._machine.advance("grouped")
             return self._open_round(now)
@@ -565,7 +571,7 @@ class Coordinator:
         )
         for name in [*([] if task.sleep else self.registry.absent()), *self._put_back]:
             self.run.lost(name, now, grace=0.0)
-        return [open_message(opened, body, self._home), *running.announcement()]
+        return [self.authority.time(), open_message(opened, body, self._home), *running.announcement()]
 
     def _guard(self, effects: list[Effect]) -> list[Effect]:
         """Before devices can mask, remember that this model is spent; before a roster, the join sequences."""

@@ -18,6 +18,7 @@ No operator key is ever in it.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,13 +31,13 @@ from covey_aggregator.files import make_private_folder, read_private, read_yaml,
 from covey_aggregator.operator import OperatorHome
 from covey_protocol import identity, topics
 from covey_protocol.errors import ConfigError, CoveyError
-from covey_protocol.identity import PinnedKeys
+from covey_protocol.identity import Delegation, PinnedKeys
 from covey_protocol.policy import Policy, verify_policy
 from covey_protocol.provisioning import Broker
 from covey_protocol.roster import Trust
 
 SETTINGS_FILE = "covey.yaml"
-KEY_FILE = "aggregator.key"
+KEY_FILE, NEXT_KEY_FILE = "aggregator.key", "aggregator.next"
 DELEGATION_FILE = "delegation.cbor"
 POLICY_FILE = "policy.cbor"
 OPERATOR_FILE = "operator.pub"
@@ -108,6 +109,8 @@ class ServerHome:
     operator_key: bytes
     delegation: bytes = field(repr=False)
     policy: Policy
+    signed_policy: bytes = field(repr=False, default=b"")
+    word: Delegation | None = field(repr=False, default=None)
 
     @property
     def fleet(self) -> str:
@@ -162,7 +165,6 @@ def open_server(path: Path) -> ServerHome:
         raise ConfigError(f"{path}: no server home; make one with `covey init {path} --operator OPHOME`")
     settings = read_yaml(path / SETTINGS_FILE, ServerSettings)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
-    key = SigningKey(read_private(path / KEY_FILE, 32))
     operator_key = _operator_key(path / OPERATOR_FILE)
     delegation, signed_policy = _read(path / DELEGATION_FILE), _read(path / POLICY_FILE)
     file = DELEGATION_FILE
@@ -172,9 +174,33 @@ def open_server(path: Path) -> ServerHome:
         policy = verify_policy(signed_policy, operator_key=operator_key, fleet=settings.fleet)
     except CoveyError as error:
         raise ConfigError(f"{path / file}: {error}") from error
+    key = _own_key(path, word)
+    return ServerHome(path, settings, key, operator_key, delegation, policy, signed_policy, word)
+
+
+def next_key(path: Path) -> SigningKey:
+    """Return the key that is to follow the aggregator's, made if there is none."""
+    if not (path / NEXT_KEY_FILE).exists():
+        write_private(path / NEXT_KEY_FILE, bytes(SigningKey.generate()))
+    return SigningKey(read_private(path / NEXT_KEY_FILE, 32))
+
+
+def _own_key(path: Path, word: Delegation) -> SigningKey:
+    """Return the aggregator's key; the next one is moved into its place once the delegation is for that.
+
+    Which of them counts is decided by the delegation alone, so a change that was cut off is finished here.
+    """
+    key = SigningKey(read_private(path / KEY_FILE, 32))
+    if word.aggregator_key == bytes(key.verify_key):
+        return key
+    if (path / NEXT_KEY_FILE).exists() and bytes(next_key(path).verify_key) == word.aggregator_key:
+        # Two commands may find it at once: the second finds it done.
+        with contextlib.suppress(FileNotFoundError):
+            (path / NEXT_KEY_FILE).replace(path / KEY_FILE)
+        key = SigningKey(read_private(path / KEY_FILE, 32))
     if word.aggregator_key != bytes(key.verify_key):
         raise ConfigError(f"{path / DELEGATION_FILE}: is for another key than {path / KEY_FILE}")
-    return ServerHome(path, settings, key, operator_key, delegation, policy)
+    return key
 
 
 def _read(path: Path) -> bytes:

@@ -27,6 +27,7 @@ from covey_aggregator.combine import Combined, GroupMean, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.files import FolderLock
 from covey_aggregator.home import DATABASE_FILE, LOCK_FILE, ServerHome
+from covey_aggregator.home_watch import HomeChanged, HomeWatch
 from covey_aggregator.link import BrokerLink
 from covey_aggregator.probing import Looked
 from covey_aggregator.round_run import RoundRun
@@ -112,9 +113,11 @@ class Service:
         self._unacknowledged: list[Callable[[], object]] = []
         self._due = asyncio.Event()
         self._connections = 0
+        self._watch = HomeWatch(home)
+        self.home_changed = False
 
     async def run(self) -> None:
-        """Serve until cancelled.
+        """Serve until cancelled, or until ``home_changed`` says that another service has to go on with the home.
 
         Raises:
             ConfigError: A password or certificate cannot be read, or another process serves this home.
@@ -140,6 +143,10 @@ class Service:
                 group.create_task(self._flushing(), name="covey-flush")
                 group.create_task(self._webhooks.run(), name="covey-webhooks")
         except BaseExceptionGroup as errors:
+            if errors.subgroup(HomeChanged) is not None:
+                log.info("the operator's word for this home has changed; going on under it")
+                self.home_changed = True
+                return
             for kind in (ConfigError, OSError, sqlite3.Error):
                 found: BaseException | None = errors.subgroup(kind)
                 while isinstance(found, BaseExceptionGroup):
@@ -211,6 +218,7 @@ class Service:
             try:
                 if now - polled >= _POLL:
                     polled = now
+                    self._watch.check()
                     self._carry(self._stop_if_asked())
                     self._carry(self.coordinator.poll(now))
                 if self.link.connected.is_set():
@@ -335,6 +343,7 @@ class Service:
         """Say again what stands, if the broker has forgotten sessions and retained messages; twice harms nobody."""
         if session_present or self.link.connections <= 1:
             return
+        self.coordinator.authority.again()
         self.coordinator.revocations.again()
         words = self._standing.words()
         log.info("the broker has lost the session; %d messages are published again", len(words))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from covey_protocol import topics
+from covey_protocol.identity import Delegation
 from covey_protocol.messages import (
     Abort,
     Accept,
@@ -43,10 +44,12 @@ from covey_protocol.messages import (
     Shares,
     State,
     Survivors,
+    TimeSignal,
     Unmask,
     Want,
 )
 from covey_protocol.payload import Payload
+from covey_protocol.policy import Policy
 
 Way = Literal["up", "down", "pub"]
 
@@ -253,6 +256,18 @@ CATALOGUE = (
             RevocationHead,
             "Signed by the operator: version and digest of the newest revocation list.",
         ),
+        retained=True,
+    ),
+    Entry(
+        *("pub", topics.DELEGATION, Delegation, "Signed by the operator: the key that the aggregator signs with."),
+        retained=True,
+    ),
+    Entry(
+        *("pub", topics.POLICY, Policy, "Signed by the operator: floors that no aggregator can lower."),
+        retained=True,
+    ),
+    Entry(
+        *("pub", topics.TIME, TimeSignal, "The time, for devices that have no clock."),
         retained=True,
     ),
     Entry("pub", topics.ALERT, Alert, "Something that the operator should hear of; not for devices."),

@@ -24,7 +24,7 @@ DESCRIPTIONS = {
     # operator.yaml
     "OperatorSettings.fleet": "The fleet that this operator key is the root of.",
     # policy.yaml
-    "Policy.version": "For people to count changes by. Nothing compares it yet.",
+    "Policy.version": "To be raised with every change: devices take newer versions only, and two of one are an alarm.",
     "Policy.n_min": "Smallest roster. A manifest or roster below it is refused.",
     "Policy.t_min": "Fewest signatures and shares, where it exceeds ⌊2n/3⌋ + 1; 0 leaves the formula alone.",
     "Policy.a_min": "Smallest set whose sum may be unmasked, where it exceeds c + 3; 0 leaves the formula alone.",

@@ -88,7 +88,7 @@ def endorse(token_secret: SigningKey, fleet: str, device: str, device_key: bytes
 def issue_delegation(operator: SigningKey, fleet: str, key: bytes, version: int, not_after: int) -> bytes:
     """Return the operator's delegation to an aggregator key."""
     body = write(Delegation(aggregator_key=key, version=version, not_after=not_after))
-    return envelope.sign(body, _context(fleet, "delegation", OPERATOR), operator)
+    return envelope.sign(body, _context(fleet, topics.DELEGATION, OPERATOR), operator)
 
 
 def verify_delegation(data: bytes, *, operator_key: bytes, fleet: str, now: int | None = None) -> Delegation:
@@ -101,7 +101,7 @@ def verify_delegation(data: bytes, *, operator_key: bytes, fleet: str, now: int 
         SignatureError: The operator did not sign it, or it has expired.
         MalformedError: It is not a delegation.
     """
-    context = _context(fleet, "delegation", OPERATOR)
+    context = _context(fleet, topics.DELEGATION, OPERATOR)
     delegation = read(Delegation, envelope.open_signed(data, context, operator_key, max_bytes=_MAX_CERTIFICATE_BYTES))
     _check_expiry("the aggregator's delegation", delegation.not_after, now)
     return delegation

@@ -380,6 +380,12 @@ class Alert(Payload, frozen=True, kw_only=True):
     round: Count = 0
 
 
+class TimeSignal(Payload, frozen=True, kw_only=True):
+    """TIME, retained: the aggregator's word for the time, in Unix seconds; see ``signed_time``."""
+
+    at: Count
+
+
 class Want(Payload, frozen=True, kw_only=True):
     """WANT: a device asks for the pieces of a blob that it lacks.
 

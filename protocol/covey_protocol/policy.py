@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from nacl.signing import SigningKey
 
-from covey_protocol import envelope
+from covey_protocol import envelope, topics
 from covey_protocol.envelope import Context
 from covey_protocol.errors import RefusedError
 from covey_protocol.identity import OPERATOR
@@ -22,7 +22,7 @@ class Policy(Payload, frozen=True, kw_only=True):
     """What every round in the fleet has to respect.
 
     Attributes:
-        version: Grows with every change.
+        version: Grows with every change: devices take a newer version, and two of one version are an alarm.
         n_min: Smallest roster.
         t_min: Fewest signatures and shares; the formula of ``thresholds`` holds beside it. A number and no fraction,
             so that two implementations cannot round it differently.
@@ -77,7 +77,7 @@ class Policy(Payload, frozen=True, kw_only=True):
 
 def sign_policy(policy: Policy, operator: SigningKey, fleet: str) -> bytes:
     """Return the policy signed by the operator."""
-    return envelope.sign(write(policy), Context(fleet=fleet, kind="policy", sender=OPERATOR), operator)
+    return envelope.sign(write(policy), Context(fleet=fleet, kind=topics.POLICY, sender=OPERATOR), operator)
 
 
 def verify_policy(data: bytes, *, operator_key: bytes, fleet: str) -> Policy:
@@ -87,7 +87,7 @@ def verify_policy(data: bytes, *, operator_key: bytes, fleet: str) -> Policy:
         SignatureError: It does not.
         MalformedError: It is no policy.
     """
-    context = Context(fleet=fleet, kind="policy", sender=OPERATOR)
+    context = Context(fleet=fleet, kind=topics.POLICY, sender=OPERATOR)
     return read(Policy, envelope.open_signed(data, context, operator_key, max_bytes=_MAX_POLICY_BYTES))
 
 

@@ -56,6 +56,7 @@ class Provisioning(Payload, frozen=True, kw_only=True):
     delegation: Certificate
     policy: Certificate
     broker: Broker
+    made: identity.Time = 0  # Unix seconds: no device that is enrolled with it lives before
     revocations: Certificate = b""  # head of the newest list, so that no server can show a new device an older one
 
     def __repr__(self) -> str:

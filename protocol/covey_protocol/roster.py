@@ -25,15 +25,17 @@ from covey_protocol.thresholds import accepted_min, threshold
 PAIR = "pair"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trust:
-    """What a device or an aggregator takes for granted: the outcome of enrolment.
+    """What a device or an aggregator takes for granted: the outcome of enrolment and the operator's newer words.
+
+    All of one side's checks share one object, so that a newer word counts everywhere from the moment it is taken.
 
     Attributes:
         fleet: Fleet name.
         operator_key: Ed25519 public key at the root of all chains.
-        aggregator_key: The delegated Ed25519 public key.
-        policy: The operator's floors.
+        aggregator_key: The delegated Ed25519 public key; see ``warrants``.
+        policy: The operator's floors; see there.
         pins: Tokens and the keys they were seen with.
         revocations: What is known of the operator's revocation list.
     """

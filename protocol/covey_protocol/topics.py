@@ -56,6 +56,9 @@ ABORT = "abort"
 CLOSE = "close"
 REVOCATIONS = "revocations"
 ALERT = "alert"
+DELEGATION = "delegation"
+POLICY = "policy"
+TIME = "time"
 
 UP_KINDS = frozenset(
     {
@@ -67,7 +70,7 @@ DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, BLOB})
 PUB_KINDS = frozenset(
     {
         *(EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, ATTEST, ACCEPT, UNMASK, ABORT, CLOSE, BLOB),
-        REVOCATIONS,
+        *(REVOCATIONS, DELEGATION, POLICY, TIME),
         ALERT,
     }
 )

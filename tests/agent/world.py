@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nacl.signing import SigningKey
 from tests.agent.enrolled import enrolled
 from tests.protocol.rig import (
     FLEET,
@@ -57,7 +58,7 @@ from covey_protocol.payload import Payload, read, write
 from covey_protocol.prg import Ring
 from covey_protocol.revocation import Revocations
 from covey_protocol.ring import Metrics
-from covey_protocol.roster import read_open
+from covey_protocol.roster import Trust, read_open
 from covey_protocol.round_table import DeviceStage, GroupStage
 
 DEVICE = "pi-0"
@@ -188,6 +189,8 @@ class World:
         serves: Whether they are sent.
         tamper: Called with topic and payload of everything that goes to the agent; returns what arrives.
         revocations: What the aggregator knows of the operator's list.
+        server: The key that it signs with.
+        wall: The agent's wall clock, if its system vouches for it.
         drop: Kinds that never reach the aggregator, with ``/`` for pieces of a transfer.
         on_heard: Called with kind and payload the moment the agent says something.
     """
@@ -217,6 +220,8 @@ class World:
         self.group: GroupRound | None = None
         self.sequences: dict[str, int] = {}
         self.revocations = Revocations()
+        self.server = SERVER
+        self.wall: int | None = None
         self._queue: deque[Callable[[], None]] = deque()
         self._incoming: dict[bytes, Reassembler] = {}
         self._vectors: dict[str, bytes] = {}
@@ -245,6 +250,7 @@ class World:
             make_trainer=self.trainer,
             entropy=self.entropy,
             clock=lambda: self.now,
+            wall_clock=lambda: self.wall,
         )
         self.turn()
         self.agent.connected(False)
@@ -312,12 +318,23 @@ class World:
         self.blobs[content_digest(data)] = data
         return blob_of(data)
 
+    def rotate(self, key: SigningKey) -> None:
+        """Let the aggregator sign with another key; the peers know already."""
+        self.server = key
+        for peer in self.peers.values():
+            peer.trust.aggregator_key = bytes(key.verify_key)
+
+    def trust(self) -> Trust:
+        trust = make_trust(revocations=self.revocations)
+        trust.aggregator_key = bytes(self.server.verify_key)
+        return trust
+
     def open_epoch(self, epoch: int = 1) -> None:
         """Draw groups from everybody."""
         members = {name: bytes(peer.key.verify_key) for name, peer in self.peers.items()}
         self.opening = ShardOpening(
             fleet=FLEET,
-            key=SERVER,
+            key=self.server,
             epoch=epoch,
             shard=0,
             shard_bits=0,
@@ -345,11 +362,11 @@ class World:
             "epoch": self.grouping.epoch,
             **changes,
         }
-        data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields), round_, attempt, task=task)
-        opened = read_open(data, task, make_trust())
+        data = sign_open(make_manifest(BUNDLE.dimension, 10, **fields), round_, attempt, self.server, task)
+        opened = read_open(data, task, self.trust())
         self.group = GroupRound(
-            trust=make_trust(revocations=self.revocations),
-            key=SERVER,
+            trust=self.trust(),
+            key=self.server,
             sealing=(SEALING, opened.manifest.sealing_key),
             grouping=self.grouping,
             opened=opened,
@@ -387,7 +404,7 @@ class World:
             groups_aborted=0,
             participants=len(self.group.survivors),
         )
-        data = sign(write(close), self.group.opened.context(FLEET, topics.CLOSE, AGGREGATOR), SERVER)
+        data = sign(write(close), self.group.opened.context(FLEET, topics.CLOSE, AGGREGATOR), self.server)
         self.group.close()
         if publish:
             self.carry([Publish(topics.CLOSE, self.group.opened.task, data)])
@@ -401,7 +418,7 @@ class World:
         return self.signed(topics.HAVE, Have(digest=digest, have=bitmap), recipient=DEVICE)
 
     def signed(self, kind: str, body: Payload, **place: Any) -> bytes:
-        return sign(write(body), Context(fleet=FLEET, kind=kind, sender=AGGREGATOR, **place), SERVER)
+        return sign(write(body), Context(fleet=FLEET, kind=kind, sender=AGGREGATOR, **place), self.server)
 
     def carry(self, effects: list[Effect]) -> None:
         """Carry the aggregator's effects out."""

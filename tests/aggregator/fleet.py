@@ -50,6 +50,8 @@ from covey_protocol.provisioning import Broker, Provisioning
 from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import OpenRound, Trust, read_open
 from covey_protocol.round_table import DeviceStage
+from covey_protocol.signed_time import read_time
+from covey_protocol.warrants import Warrants
 
 FLEET = "meadow"
 FEATURES, CLASSES = 6, 3
@@ -125,6 +127,7 @@ class Device:
         self.trust = Trust(
             home.fleet, operator.public_key, aggregator, home.policy, PinnedKeys(), self.ledger.revocations
         )
+        self.warrants = Warrants(self.trust, bundle.delegation, bundle.policy)
         self.member = EpochMember(
             trust=self.trust,
             device=name,
@@ -133,6 +136,7 @@ class Device:
         )
         self.entropy = entropy
         self.pending: OpenRound | None = None
+        self.time = 0
         self.round: DeviceRound | None = None
         self.round_class = DeviceRound
 
@@ -158,6 +162,12 @@ class Device:
             self.ledger.check_round(id, opened.round, opened.attempt)
             self.pending = opened
             return self.sends(self._join())
+        if kind in (topics.DELEGATION, topics.POLICY):
+            (self.warrants.take_delegation if kind == topics.DELEGATION else self.warrants.take_policy)(data)
+            return []
+        if kind == topics.TIME:
+            self.time = read_time(data, fleet=self.trust.fleet, aggregator_key=self.trust.aggregator_key)
+            return []
         if kind == topics.REVOCATIONS:
             anchors = self.trust.operator_key, self.trust.fleet
             self.ledger.take_revocations(data, operator_key=anchors[0], fleet=anchors[1])

@@ -23,7 +23,7 @@ from covey_agent.data import Dataset, load_npz
 from covey_agent.home import AgentHome, enrol, open_home
 from covey_agent.profile import profile_folder
 from covey_agent.trainer import Trainer, TrainResult
-from covey_aggregator.home import BrokerSettings, ServerHome
+from covey_aggregator.home import BrokerSettings, ServerHome, open_server
 from covey_aggregator.operator import OperatorHome
 from covey_aggregator.service import Service
 from covey_aggregator.task import Task
@@ -75,6 +75,7 @@ class Live:
     """A service that runs in a ``with`` block; a finished block can be entered again only as a new object."""
 
     def __init__(self, home: ServerHome, **options: Any) -> None:
+        self._path, self._options = home.path, options
         self.service = Service(home, **options)
         self.error: BaseException | None = None
         self._loop = asyncio.new_event_loop()
@@ -83,7 +84,7 @@ class Live:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._task = self._loop.create_task(self.service.run())
+        self._task = self._loop.create_task(self._serve())
         try:
             self._loop.run_until_complete(self._task)
         except asyncio.CancelledError:
@@ -92,6 +93,14 @@ class Live:
             self.error = error
         finally:
             self._loop.close()
+
+    async def _serve(self) -> None:
+        """As ``covey serve`` does."""
+        while True:
+            await self.service.run()
+            if not self.service.home_changed:
+                return
+            self.service = Service(open_server(self._path), **self._options)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run something on the service's own thread."""

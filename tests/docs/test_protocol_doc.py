@@ -10,10 +10,11 @@ from docs.tools import catalogue, figures, generate
 from tests.protocol import rig
 
 from covey_protocol import effects, envelope, messages, topics
-from covey_protocol.identity import AGGREGATOR
+from covey_protocol.identity import AGGREGATOR, Delegation
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import mermaid
 from covey_protocol.payload import Payload, read
+from covey_protocol.policy import Policy
 
 PAGE = (generate.DOCS / "protocol.md").read_text(encoding="utf-8")
 SOURCES = (generate.DOCS.parent / "protocol" / "covey_protocol").glob("*.py")
@@ -21,7 +22,7 @@ PAYLOADS = {
     name: kind
     for name, kind in vars(messages).items()
     if inspect.isclass(kind) and issubclass(kind, Payload) and kind.__module__ == messages.__name__
-}
+} | {"Delegation": Delegation, "Policy": Policy}
 
 
 @pytest.mark.parametrize("name", figures.DIAGRAMS)
@@ -86,7 +87,7 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger.take_revoked(entries)
     ledger.take_seed(b"model", b"seed", 8, 0)
     ledger.accept_set(b"model", b"set", "1-s-0", b"members", 0)
-    heads = {key.partition("/")[0] for key in ledger._rows}
+    heads = {key.partition("/")[0] for key in ledger._rows} | {"delegation", "policy", "time"}
     described = {key.partition("/")[0] for key in re.findall(r"^\| [a-zA-Z ]+ \| `([a-z/{}]+)` \|", PAGE, re.MULTILINE)}
     assert described == heads | {"epoch", "opening", "grouping"}
 
