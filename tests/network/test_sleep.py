@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.aggregator.fleet import FLEET
@@ -49,7 +50,10 @@ def test_a_device_that_wakes_joins_the_next_round_and_none_that_is_over(
         proxy = Proxy(broker.port)
         proxy_of.append(proxy.__enter__())
         operator, home = live_homes(tmp_path, broker)
-        options = {"session_expiry": 1 if case == "expired" else 3600, "protocol": "3.1.1" if "3.1" in case else "5"}
+        options: dict[str, Any] = {
+            "session_expiry": 1 if case == "expired" else 3600,
+            "protocol": "3.1.1" if "3.1" in case else "5",
+        }
         homes = [
             enrol_agent(tmp_path, operator, home, name, **(options | {"port": proxy.port} if name == "sleeper" else {}))
             for name in NAMES
