@@ -8,14 +8,17 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from covey_agent.connect import RunningAgent
+from covey_agent.first_boot import BOOT_FOLDERS, PATTERN, enrol_from_boot, open_or_enrol
 from covey_agent.home import STATUS_FILE, enrol, open_home
 from covey_agent.status import read_status
+from covey_agent.wallclock import synchronised_time
 from covey_protocol import __version__
 from covey_protocol.errors import ConfigError, CoveyError
 
@@ -42,34 +45,55 @@ def cli() -> None:
     """Take part in a Covey fleet: train on this device's data, and send nothing but masked updates."""
 
 
+boot_option = click.option(
+    "--boot",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="COVEY_AGENT_BOOT",
+    help=f"Folder to look for {PATTERN} in (default {' and '.join(map(str, BOOT_FOLDERS))}).",
+)
+
+
+def _boot_folders(boot: Path | None) -> Sequence[Path]:
+    return BOOT_FOLDERS if boot is None else (boot,)
+
+
 @cli.command("enrol")
-@click.argument("bundle", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("bundle", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @home_option
+@boot_option
 @click.option(
     "--data", type=click.Path(path_type=Path), help="The .npz file or folder to train on (default HOME/data)."
 )
-def enrol_command(bundle: Path, home: Path, data: Path | None) -> None:
+def enrol_command(bundle: Path | None, home: Path, boot: Path | None, data: Path | None) -> None:
     """Make this device's key and take its identity from BUNDLE, which is destroyed.
+
+    Without BUNDLE the one on the boot partition is taken, as `covey-agent run` does by itself at its first start.
 
     \b
     Example:
       covey-agent enrol pi-kitchen.bundle --data /srv/readings.npz
     """
-    enrolled = enrol(bundle, home, now=int(time.time()), data=str(data.absolute()) if data else "")
+    now, samples = int(time.time()), str(data.absolute()) if data else ""
+    if bundle is None:
+        enrolled = enrol_from_boot(home, _boot_folders(boot), now=now, data=samples)
+    else:
+        enrolled = enrol(bundle, home, now=now, data=samples)
     click.echo(f"{enrolled.device} is enrolled in fleet {enrolled.fleet}; home {home}")
     click.echo(f"data: {enrolled.data_path}; start it with: covey-agent run --home {home}")
 
 
 @cli.command("run")
 @home_option
-def run_command(home: Path) -> None:
-    """Take part until stopped (Ctrl-C or SIGTERM).
+@boot_option
+def run_command(home: Path, boot: Path | None) -> None:
+    """Take part until stopped (Ctrl-C or SIGTERM); the first time, enrol with the bundle on the boot partition.
 
     \b
     Example:
       covey-agent run --home /var/lib/covey-agent
     """
-    enrolled = open_home(home)
+    # At a first boot the wall clock may be anything: only one that a time service keeps can find a token expired.
+    enrolled = open_or_enrol(home, _boot_folders(boot), now=synchronised_time())
     logging.basicConfig(
         level=enrolled.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -21,6 +21,7 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.messages import Have, State, Want
 from covey_protocol.payload import read, write
 from covey_protocol.recall import read_recall
+from covey_protocol.refused import read_refused
 
 log = logging.getLogger("covey.agent")
 
@@ -42,6 +43,7 @@ class Courier:
         self._link: Link | None = None
         self._sent: dict[bytes, tuple[str, bytes]] = {}  # digest → topic and blob of the last masked vector
         self._unsaved: dict[str, Remember] = {}  # marks that there was no room for
+        self._state = b""  # digest of the last STATE
         self._said: dict[str, dict[str, bytes]] = {}  # task → topic → what was said in its round
 
     def attach(self, link: Link) -> None:
@@ -179,6 +181,23 @@ class Courier:
         for piece in split(blob, self._largest() - PIECE_OVERHEAD, have.have, have.size):
             self.link.publish(topic, piece.encode())
 
+    def refused(self, payload: bytes, aggregator_key: bytes) -> str:
+        """Return why the aggregator does not let this device in, as a REFUSED message says.
+
+        Args:
+            payload: The message.
+            aggregator_key: Whose signature it has to bear.
+
+        Raises:
+            StaleError: It is about another message than this device's last STATE: somebody else's, or an old one.
+            PeerError: It does not hold.
+        """
+        fleet, device = self._home.fleet, self._home.device
+        answer = read_refused(payload, fleet=fleet, device=device, aggregator_key=aggregator_key)
+        if answer.state != self._state:
+            raise StaleError("a refusal of a message that is not this device's last", cause="replayed")
+        return f"the aggregator does not let this device in ({answer.cause}): {answer.reason}"
+
     @property
     def online(self) -> bool:
         """Whether the link is up, as far as it says."""
@@ -209,6 +228,7 @@ class Courier:
         self.carry([])
         self._store.outbox.discard(topic)
         self.link.publish(topic, data, retain=True)
+        self._state = content_digest(data)
 
     def state(self, status: str, holds: bool = False) -> tuple[str, bytes]:
         """Return topic and payload of a STATE message; "lost" is the Last Will."""

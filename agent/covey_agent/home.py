@@ -107,6 +107,11 @@ def enrol(bundle_file: Path, home: Path, *, now: int | None = None, data: str = 
         # An enrolment was cut off while it destroyed the bundle, which it does last.
         destroy(bundle_file)
         return open_home(home)
+    if "\0" in text:
+        raise ConfigError(
+            f"{bundle_file}: this bundle was destroyed, as its first use does: a token counts once. If the home that "
+            "it was used for is lost, the operator has to revoke the device and make a bundle under a new name"
+        )
     bundle = provisioning.decode(text)
     bundle.check(now)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,7 +120,9 @@ def enrol(bundle_file: Path, home: Path, *, now: int | None = None, data: str = 
         if (enrolled.fleet, enrolled.device) != (bundle.fleet, bundle.device):
             raise ConfigError(f"{home} belongs to {enrolled.device!r} of fleet {enrolled.fleet!r} already")
         if identity.token_id(enrolled.stored.chain.token) != identity.token_id(bundle.token):
-            raise ConfigError(f"{home} was enrolled with another token; use a new home to enrol again")
+            raise ConfigError(
+                f"{home} was enrolled with another token of {enrolled.device!r}; use a new home to enrol again"
+            )
     else:
         key = _device_key(home)
         write_atomically(home / IDENTITY_FILE, write(_identity(bundle, key)))

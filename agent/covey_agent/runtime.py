@@ -135,7 +135,7 @@ class Agent:
         self._group_topic = ""
         self._stopping = False
         self.starts_anew = False
-        self._holds = ""
+        self._holds = self._turned_away = ""
         self._upkeep = Upkeep(self._courier, under_way=self._under_way, refuse=self._refuse, clock=clock)
         self.refusals = Refusals()
         self._status = StatusFile(home.path / STATUS_FILE, clock)
@@ -220,7 +220,7 @@ class Agent:
     @property
     def holds(self) -> str:
         """What keeps this device from taking part, in words."""
-        return self._authority.complaint or self._holds
+        return self._authority.complaint or self._turned_away or self._holds
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
@@ -318,6 +318,9 @@ class Agent:
             if self._courier.recall(payload, self.ledger, self._trust.aggregator_key):
                 self.starts_anew = True
                 self.stop()
+        elif place.kind == topics.REFUSED:
+            self._turned_away = self._courier.refused(payload, self._trust.aggregator_key)
+            log.error("%s: %s", self.home.device, self._turned_away)
         elif place.kind == topics.HAVE:
             self._courier.send_again(payload, self._trust.aggregator_key)
         else:
@@ -430,7 +433,7 @@ class Agent:
                 self._holds = f"not taking part in {task!r}: {error}"
                 self._refuse(error, f"task {task}")
                 continue
-            self._holds = ""
+            self._holds = self._turned_away = ""
             part.joined(round_)
             with self._declining(part, round_):
                 self._courier.forget(task)

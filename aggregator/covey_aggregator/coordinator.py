@@ -21,6 +21,7 @@ from covey_aggregator.authority import AuthorityDesk
 from covey_aggregator.chronicle import Chronicle
 from covey_aggregator.combine import Combined, GroupMean, combine
 from covey_aggregator.desk import Desk
+from covey_aggregator.doorkeeper import Doorkeeper
 from covey_aggregator.grouping import EPOCH_NUMBER, EpochRun
 from covey_aggregator.home import MODELS, SPOOLS, ServerHome
 from covey_aggregator.journal import GRACE, EpochHead, Journal, JournalError, RoundHead
@@ -96,6 +97,7 @@ class Coordinator:
         self.authority = AuthorityDesk(home, wall_clock)
         self.revocations = RevocationDesk(self._trust, store)
         self.registry = Registry(self._trust, store)
+        self.doorkeeper = Doorkeeper(home, self._trust)
         self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()

@@ -168,19 +168,22 @@ class Service:
             topic, payload: The message.
             acknowledge: Called when it need not be delivered again.
         """
+        now = self._clock()
         try:
-            self._dispatch(topic, payload)
+            self._dispatch(topic, payload, now)
         except (CoveyError, ValueError) as error:
             level = self.refusals.note(error, topics.kind_of(topic))
             log.log(level, "refused on %s: %s", topic[:_SAMPLE], error)
             if getattr(error, "cause", "") == "second-key":
                 self.coordinator.chronicle.second_key(topics.device_of(topic), str(error))
+            if isinstance(error, PeerError) and topics.kind_of(topic) == topics.STATE:
+                self._carry([*self.coordinator.doorkeeper.turn_away(topics.device_of(topic), payload, error, now)])
         if acknowledge is not None:
             self._unacknowledged.append(acknowledge)
         self._wake()
 
-    def _dispatch(self, topic: str, payload: bytes) -> None:
-        place, now = topics.parse(topic), self._clock()
+    def _dispatch(self, topic: str, payload: bytes, now: float) -> None:
+        place = topics.parse(topic)
         if place.fleet != self._home.fleet or place.way != "up":
             raise MalformedError(f"{topic[:_SAMPLE]} is not for this aggregator", cause="topic")
         run = self.coordinator.run

@@ -36,6 +36,7 @@ from covey_protocol.messages import (
     Masked,
     Opening,
     Recall,
+    Refused,
     Report,
     Reveal,
     RevealedShares,
@@ -188,6 +189,12 @@ CATALOGUE = (
         topics.RECALL,
         Recall,
         "What this device itself has said last, because its disk seems to have gone back.",
+    ),
+    Entry(
+        "down",
+        topics.REFUSED,
+        Refused,
+        "Why this device is not let in.",
     ),
     Entry("down", topics.BLOB, None, "Pieces of a blob that this device asked for."),
     Entry(

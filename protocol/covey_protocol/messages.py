@@ -418,4 +418,12 @@ class Recall(Payload, frozen=True, kw_only=True):
     grouping: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
+class Refused(Payload, frozen=True, kw_only=True):
+    """REFUSED: why a device's STATE is not taken, for good; ``state`` is the digest of that message."""
+
+    state: Digest
+    cause: Annotated[str, msgspec.Meta(max_length=40)]
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_MAX)]
+
+
 prepare(globals())

@@ -46,6 +46,7 @@ WANT = "want"
 DEALT = "dealt"
 HAVE = "have"
 RECALL = "recall"
+REFUSED = "refused"
 BLOB = "blob"
 EPOCH = "epoch"
 COMMITMENTS = "commitments"
@@ -66,7 +67,7 @@ UP_KINDS = frozenset(
         *(UNMASK, DECLINE, WANT),
     }
 )
-DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, BLOB})
+DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, REFUSED, BLOB})
 PUB_KINDS = frozenset(
     {
         *(EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, ATTEST, ACCEPT, UNMASK, ABORT, CLOSE, BLOB),

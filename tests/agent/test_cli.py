@@ -74,7 +74,7 @@ def test_help_and_version(agent: Call) -> None:
 
 
 def test_wrong_usage_exits_2(agent: Call, tmp_path: Path) -> None:
-    for words in (["fly"], ["enrol"], ["enrol", tmp_path / "missing"], ["status", "--colour"]):
+    for words in (["fly"], ["enrol", tmp_path / "missing"], ["status", "--colour"]):
         code, out, err = agent(*words)
         assert (code, out) == (2, "")
         assert "Error" in err

@@ -99,6 +99,9 @@ def test_enrolment_goes_on_wherever_it_was_cut_off(tmp_path: Path, monkeypatch: 
 def test_a_ruined_bundle_enrols_nobody(tmp_path: Path) -> None:
     bundle = tmp_path / "device.bundle"
     bundle.write_bytes(bytes(900))
+    with pytest.raises(ConfigError, match="was destroyed, as its first use does"):
+        enrol(bundle, tmp_path / "home")
+    bundle.write_text("anything else")
     with pytest.raises(MalformedError, match="not a provisioning bundle"):
         enrol(bundle, tmp_path / "home")
     assert bundle.exists()
