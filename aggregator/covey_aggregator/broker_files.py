@@ -15,6 +15,7 @@ from pathlib import Path
 from covey_protocol.errors import ConfigError
 
 TLS = "mosquitto-tls.conf"
+SERVICE = "covey-broker.service"
 CONFIG_FILE, ACL_FILE, DATA_FOLDER = "mosquitto.conf", "acl", "data"
 
 
@@ -79,3 +80,18 @@ def tls_files(folder: Path, tls: Path, *, port: int, address: str = "", account:
     }
     rules = (broker_config_folder() / ACL_FILE).read_text(encoding="utf-8")
     return {folder / CONFIG_FILE: configuration(TLS, values), folder / ACL_FILE: rules}
+
+
+def service_file(folder: Path, *, account: int) -> dict[Path, str]:
+    """Return a systemd unit for the broker whose files are in ``folder``, and where it goes; none for odd names.
+
+    Args:
+        folder: Where the broker's files are.
+        account: Whom it runs as, by number: who owns the files.
+    """
+    folder = folder.absolute()
+    text = (broker_config_folder() / SERVICE).read_text(encoding="utf-8")
+    if not re.fullmatch(r"[A-Za-z0-9_/.@+-]+", str(folder)):
+        return {}  # systemd reads blanks and percent signs its own way
+    text = re.sub(r"^User=.*$", f"User={pwd.getpwuid(account).pw_name}", text, flags=re.MULTILINE)
+    return {folder / SERVICE: text.replace("/srv/covey/home/broker", str(folder))}

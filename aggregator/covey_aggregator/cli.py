@@ -15,12 +15,16 @@ import click
 
 from covey_aggregator.cli_audit import alerts_command, audit
 from covey_aggregator.cli_device import device
+from covey_aggregator.cli_home import accept_command, init_command, renew_command
+from covey_aggregator.cli_invite import add_command
+from covey_aggregator.cli_operator import operator
 from covey_aggregator.cli_reputation import quarantine_command, release_command
+from covey_aggregator.cli_revoke import revoke_command
 from covey_aggregator.cli_task import task
-from covey_aggregator.home import DATABASE_FILE, BrokerSettings, init_server, open_server
-from covey_aggregator.operator import init_operator, open_operator
+from covey_aggregator.home import DATABASE_FILE, open_server
 from covey_aggregator.service import Service
 from covey_aggregator.store import Store
+from covey_aggregator.upkeep import keep_up
 from covey_protocol import __version__
 from covey_protocol.errors import ConfigError, CoveyError
 
@@ -35,52 +39,10 @@ def cli() -> None:
 
     \b
     Example, from nothing to a running aggregator:
-      covey operator init op --fleet meadow
-      covey init home --operator op --broker 192.168.1.10:1883
+      covey init home --operator op --fleet meadow --broker 192.168.1.10:1883
       covey device add pi-kitchen --home home
       covey serve home
     """
-
-
-@cli.group()
-def operator() -> None:
-    """The operator's key and policy; this home may live on another machine."""
-
-
-@operator.command("init")
-@click.argument("ophome", type=_FOLDER)
-@click.option("--fleet", required=True, help="Name of the fleet: a-z, 0-9 and '-'.")
-def operator_init(ophome: Path, fleet: str) -> None:
-    """Make the operator key and a policy in OPHOME; running it again changes nothing.
-
-    \b
-    Example:
-      covey operator init op --fleet meadow
-    """
-    home = init_operator(ophome, fleet)
-    click.echo(f"operator home {ophome} of fleet {home.fleet}; public key {home.public_key.hex()}")
-    click.echo("Keep it safe and apart from the server: it can name new devices and a new aggregator.")
-
-
-@cli.command("init")
-@click.argument("home", type=_FOLDER)
-@click.option("--operator", "ophome", type=_FOLDER, required=True, help="The operator's home.")
-@click.option("--broker", default="127.0.0.1:1883", show_default=True, help="HOST:PORT of the MQTT broker.")
-@click.option("--advertise", default="", help="Host name that devices use, if it is another one.")
-@click.option("--mqtt", type=click.Choice(["5", "3.1.1"]), default="5", show_default=True, help="MQTT version.")
-def init_command(home: Path, ophome: Path, broker: str, advertise: str, mqtt: str) -> None:
-    """Make the aggregator's key, delegation and settings in HOME; running it again overwrites nothing.
-
-    \b
-    Example:
-      covey init home --operator op --broker 192.168.1.10:1883
-    """
-    host, colon, port = broker.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--broker {broker!r}: write HOST:PORT")
-    settings = BrokerSettings(host=host, port=int(port), advertise=advertise, protocol=mqtt)  # type: ignore[arg-type]
-    server = init_server(home, open_operator(ophome), settings)
-    click.echo(f"server home {home} of fleet {server.fleet}; start it with: covey serve {home}")
 
 
 @cli.command("serve")
@@ -107,11 +69,15 @@ async def _serve(home: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
     try:
-        while True:
-            service = Service(open_server(home))
-            await service.run()
-            if not service.home_changed:
-                return
+        upkeep = asyncio.create_task(keep_up(home), name="covey-upkeep")
+        try:
+            while True:
+                service = Service(open_server(home))
+                await service.run()
+                if not service.home_changed:
+                    return
+        finally:
+            upkeep.cancel()
     except asyncio.CancelledError:
         logging.getLogger("covey.aggregator").info("stopped")
 
@@ -137,9 +103,15 @@ def events_command(home: Path, as_json: bool, after: int) -> None:
             click.echo(f"{number:>6}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {cause:<16} {text}")
 
 
+cli.add_command(operator)
+cli.add_command(init_command)
+cli.add_command(accept_command)
+cli.add_command(renew_command)
 cli.add_command(alerts_command)
 cli.add_command(audit)
 cli.add_command(device)
+device.add_command(add_command)
+device.add_command(revoke_command)
 device.add_command(quarantine_command)
 device.add_command(release_command)
 cli.add_command(task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,127 +12,20 @@ import click
 
 from covey_aggregator import exposure
 from covey_aggregator.desk_view import DeskView
-from covey_aggregator.files import PRIVATE, replace
-from covey_aggregator.home import BUNDLES, DATABASE_FILE, ServerHome, open_server
-from covey_aggregator.operator import OperatorHome, open_operator
-from covey_aggregator.revocations import read_kept, read_stored, revoke
+from covey_aggregator.home import DATABASE_FILE, ServerHome, open_server
+from covey_aggregator.revocations import read_stored
 from covey_aggregator.store import DeviceRow, Store
-from covey_protocol import identity, provisioning, topics
 from covey_protocol.digest import short
 from covey_protocol.errors import ConfigError
 from covey_protocol.revocation import Revocation
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-CATEGORIES = ("lost", "stolen", "compromised", "misbehaving", "retired", "other")
-_UNITS = {"m": 60, "h": 3600, "d": 86400}
 home_option = click.option("--home", type=_FOLDER, envvar="COVEY_HOME", required=True, help="The server's home.")
 
 
 @click.group()
 def device() -> None:
     """Invite devices into the fleet and see how they are."""
-
-
-@device.command("add")
-@click.argument("name")
-@home_option
-@click.option("--operator", "ophome", type=_FOLDER, help="The operator's home, if it has moved since `covey init`.")
-@click.option("--profile", default="pi-4", show_default=True, help="Firmware profile.")
-@click.option("--count", default=1, show_default=True, help="Make NAME-01, NAME-02, … instead of one NAME.")
-@click.option(
-    "--expires", default="7d", show_default=True, help="How long the bundle is good for: 30m, 12h, 7d or never."
-)
-@click.option("--out", type=_FOLDER, help="Folder for the bundles (default HOME/bundles).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def add(
-    name: str, home: Path, ophome: Path | None, profile: str, count: int, expires: str, out: Path | None, as_json: bool
-) -> None:
-    """Make a one-time provisioning bundle for a device; copy it there and run `covey-agent enrol`.
-
-    \b
-    Examples:
-      covey device add pi-kitchen --home home
-      covey device add pi --count 20 --home home --expires 12h
-    """
-    server = open_server(home)
-    operator = _operator_of(server, ophome)
-    if count < 1:
-        raise ConfigError(f"--count {count}: at least 1")
-    seconds = _seconds(expires)
-    width = max(2, len(str(count)))
-    names = [name] if count == 1 else [f"{name}-{number:0{width}d}" for number in range(1, count + 1)]
-    topics.check_name(profile, "profile")
-    folder = out or home / BUNDLES
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store = Store(home / DATABASE_FILE)
-    known = {row.name for row in store.devices()}
-    taken = sorted(known.intersection(names))
-    if taken:
-        raise ConfigError(f"already in the fleet: {', '.join(taken)}")
-    newest = read_kept(operator)
-    files = []
-    for one in names:
-        bundle = operator.provision(
-            one,
-            profile=profile,
-            seconds=seconds,
-            delegation=server.delegation,
-            broker=server.broker_for_devices(),
-            revocations=newest.signed if newest else b"",
-        )
-        path = folder / f"{one}.bundle"
-        replace(path, provisioning.encode(bundle).encode() + b"\n", PRIVATE)
-        not_after = int(time.time()) + seconds if seconds else 0
-        store.invite(one, profile, not_after, identity.token_id(bundle.token))
-        files.append(str(path))
-    if as_json:
-        click.echo(json.dumps({"bundles": dict(zip(names, files, strict=True))}))
-        return
-    for file in files:
-        click.echo(file)
-    click.echo(f"Whoever has a bundle can become that device once (expires: {expires}). On the device, run:")
-    click.echo(f"  covey-agent enrol {Path(files[0]).name}")
-
-
-@device.command("revoke")
-@click.argument("name")
-@home_option
-@click.option("--operator", "ophome", type=_FOLDER, help="The operator's home, if it has moved since `covey init`.")
-@click.option("--reason", required=True, help="Why, in words; they stay on this server.")
-@click.option(
-    "--category",
-    type=click.Choice(CATEGORIES),
-    default=CATEGORIES[-1],
-    show_default=True,
-    help="Why, in one word that every device can read.",
-)
-def revoke_command(name: str, home: Path, ophome: Path | None, reason: str, category: str) -> None:
-    """Shut a device out for good, or take back a bundle that was not used; its tokens never count again.
-
-    A running `covey serve` publishes the new list within a second, and the next round goes on without the device.
-
-    \b
-    Example:
-      covey device revoke pi-kitchen --home home --reason "left on a train" --category lost
-    """
-    server = open_server(home)
-    operator = _operator_of(server, ophome)
-    store = Store(home / DATABASE_FILE)
-    tokens = [token for token, owner in store.tokens().items() if owner == name]
-    if not tokens:
-        raise ConfigError(f"there is no device {name!r}, and no bundle for it; see `covey device list`")
-    keys = {row.token: row.key for row in store.devices()} | store.pins()
-    additions = [Revocation(token=token, key=keys.get(token, b""), device=name, reason=category) for token in tokens]
-    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
-    found = revoke(operator, additions, known)
-    for token in tokens:
-        store.note_revoked(token, name, reason)
-    if known is None or known.version < found.version:
-        store.put_revocations(found.version, found.signed, found.body)
-        store.event("revocation", f"{name} is revoked ({category}): {reason}; list {found.version}")
-        click.echo(f"{name} is revoked: list {found.version} with {len(found.entries)} entries")
-    else:
-        click.echo(f"{name} was revoked before: list {found.version}")
 
 
 @device.command("list")
@@ -227,14 +119,6 @@ def show(name: str, home: Path, history: bool, as_json: bool) -> None:
         click.echo(line)
 
 
-def _operator_of(server: ServerHome, ophome: Path | None) -> OperatorHome:
-    """Open the operator's home that belongs to a server's."""
-    operator = open_operator(ophome or Path(server.settings.operator_home))
-    if operator.public_key != server.operator_key:
-        raise ConfigError(f"{operator.path}: not the operator of {server.path}")
-    return operator
-
-
 @dataclass(frozen=True)
 class _Revoked:
     """The published list and the operator's words, for people."""
@@ -262,16 +146,6 @@ def _revoked(server: ServerHome, store: Store) -> _Revoked:
     found = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
     entries = {entry.token: entry for entry in found.entries} if found else {}
     return _Revoked(found.version if found else 0, entries, store.revoked())
-
-
-def _seconds(text: str) -> int:
-    """Read a span such as 7d; "never" is 0."""
-    if text == "never":
-        return 0
-    match = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    if match is None or int(match[1]) == 0:
-        raise ConfigError(f"--expires {text!r}: write a number and m, h or d, such as 7d, or never")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def _ago(at: float) -> str:

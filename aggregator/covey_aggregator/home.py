@@ -4,7 +4,8 @@
 
     covey.yaml         settings, for people to edit
     aggregator.key     Ed25519 seed of the aggregator's signing key, mode 0600
-    delegation.cbor    the operator's word for it
+    aggregator.next    the one that is to follow it, while the operator has not signed for it
+    delegation.cbor    the operator's word for the aggregator's key
     policy.cbor        the operator's signed policy
     operator.pub       the operator's public key, in hex
     covey.db           devices, tasks, rounds (SQLite)
@@ -12,13 +13,17 @@
     spool/             masked vectors and sealing key of the open round, gone when it is over
     serve.lock         held by the `covey serve` that runs on this home
     bundles/           provisioning bundles that ``covey device add`` wrote
+    requests/          what an operator elsewhere is asked to sign
+    tls/, broker/      certificates and the broker's configuration, if ``covey init --tls`` made them
 
-No operator key is ever in it.
+No operator key is ever in it. Delegation and policy are replaced whole, also while ``covey serve`` runs;
+``open_server`` reads them anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,8 +32,16 @@ import msgspec
 import yaml
 from nacl.signing import SigningKey
 
-from covey_aggregator.files import make_private_folder, read_private, read_yaml, replace, write_new, write_private
-from covey_aggregator.operator import OperatorHome
+from covey_aggregator.files import (
+    flush_folder,
+    make_private_folder,
+    read_private,
+    read_yaml,
+    replace,
+    write_new,
+    write_private,
+)
+from covey_aggregator.operator import DELEGATION_SECONDS, OperatorHome
 from covey_protocol import identity, topics
 from covey_protocol.errors import ConfigError, CoveyError
 from covey_protocol.identity import Delegation, PinnedKeys
@@ -42,7 +55,7 @@ DELEGATION_FILE = "delegation.cbor"
 POLICY_FILE = "policy.cbor"
 OPERATOR_FILE = "operator.pub"
 DATABASE_FILE = "covey.db"
-MODELS, BUNDLES, SPOOLS = "models", "bundles", "spool"
+MODELS, BUNDLES, SPOOLS, REQUESTS = "models", "bundles", "spool", "requests"
 LOCK_FILE = "serve.lock"
 
 
@@ -101,7 +114,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 @dataclass(frozen=True)
 class ServerHome:
-    """An opened server home."""
+    """An opened server home; one that waits for the operator has no delegation yet, and the default policy."""
 
     path: Path
     settings: ServerSettings
@@ -117,6 +130,10 @@ class ServerHome:
         """The fleet's name."""
         return self.settings.fleet
 
+    def delegation_due(self, now: int) -> bool:
+        """Whether the delegation has less than a third of a year left, or there is none."""
+        return self.word is None or 0 < self.word.not_after < now + DELEGATION_SECONDS / 3
+
     def trust(self, pins: dict[bytes, bytes]) -> Trust:
         """Return what the aggregator takes for granted."""
         return Trust(self.fleet, self.operator_key, bytes(self.key.verify_key), self.policy, PinnedKeys(pins))
@@ -129,34 +146,92 @@ class ServerHome:
 
 
 def init_server(path: Path, operator: OperatorHome, broker: BrokerSettings) -> ServerHome:
-    """Make a server home; running it again overwrites nothing.
+    """Make a server home with its operator at hand; running it again overwrites nothing but a delegation that ends.
 
     Raises:
         ConfigError: The home belongs to another fleet or operator.
     """
+    home = begin_server(path, operator.fleet, operator.public_key, broker, operator_home=str(operator.path.absolute()))
+    refresh(home, operator)
+    return open_server(path)
+
+
+def begin_server(
+    path: Path, fleet: str, operator_key: bytes, broker: BrokerSettings, *, operator_home: str = ""
+) -> ServerHome:
+    """Make a server home that waits for its operator's word; running it again overwrites nothing.
+
+    Args:
+        path: Where.
+        fleet: The fleet's name.
+        operator_key: The operator's public key.
+        broker: The broker's settings.
+        operator_home: Where the operator's home is, if it is at hand.
+
+    Raises:
+        ConfigError: The home belongs to another fleet or operator.
+    """
+    topics.check_name(fleet, "fleet")
     make_private_folder(path)
     for name in (MODELS, BUNDLES):
         make_private_folder(path / name)
     if not (path / KEY_FILE).exists():
         write_private(path / KEY_FILE, bytes(SigningKey.generate()))
-    key = SigningKey(read_private(path / KEY_FILE, 32))
     if not (path / OPERATOR_FILE).exists():
-        replace(path / OPERATOR_FILE, operator.public_key.hex().encode() + b"\n")
-    if not (path / DELEGATION_FILE).exists():
-        replace(path / DELEGATION_FILE, operator.delegate(bytes(key.verify_key)))
-    if not (path / POLICY_FILE).exists():
-        replace(path / POLICY_FILE, operator.signed_policy())
-    settings = ServerSettings(fleet=operator.fleet, operator_home=str(operator.path.absolute()), broker=broker)
+        replace(path / OPERATOR_FILE, operator_key.hex().encode() + b"\n")
+    settings = ServerSettings(fleet=fleet, operator_home=operator_home, broker=broker)
     text = yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False)
     write_new(path / SETTINGS_FILE, f"# Settings of the Covey aggregator; see docs/configuration.md\n{text}")
-    home = open_server(path)
-    if (home.fleet, home.operator_key) != (operator.fleet, operator.public_key):
+    home = open_server(path, waiting=True)
+    if (home.fleet, home.operator_key) != (fleet, operator_key):
         raise ConfigError(f"{path}: belongs to fleet {home.fleet!r} of another operator")
     return home
 
 
-def open_server(path: Path) -> ServerHome:
+def refresh(home: ServerHome, operator: OperatorHome, *, renew: bool = False, key: bytes = b"") -> list[str]:
+    """Take what the operator at hand signs anew: a changed policy, and a delegation where less than a third is left.
+
+    Args:
+        home: The server's home.
+        operator: Its operator.
+        renew: Whether the delegation is to be signed anew in any case.
+        key: The aggregator's key to be signed for, if not the present one.
+
+    Returns:
+        What was done, in words.
+    """
+    said = []
+    policy = operator.signed_policy(home.policy.version if home.signed_policy else 0)
+    if policy != home.signed_policy:
+        replace(home.path / POLICY_FILE, policy)
+        version = verify_policy(policy, operator_key=home.operator_key, fleet=home.fleet).version
+        said.append(f"policy {version} is signed and in place")
+    if renew or key or home.delegation_due(int(time.time())):
+        known = home.word.version if home.word else 0
+        made = operator.delegate(key or bytes(home.key.verify_key), known)
+        take_delegation(home.path, made)
+        end = identity.verify_delegation(made, operator_key=home.operator_key, fleet=home.fleet).not_after
+        said.append(f"the delegation is signed and in place, until {day(end)}")
+    return said
+
+
+def take_delegation(path: Path, delegation: bytes) -> None:
+    """Put a checked delegation in its place, and the next aggregator key too if it is for that one."""
+    replace(path / DELEGATION_FILE, delegation)
+    open_server(path)  # takes up a next key
+
+
+def day(seconds: int) -> str:
+    """Return a date for people."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def open_server(path: Path, *, waiting: bool = False) -> ServerHome:
     """Open a server home.
+
+    Args:
+        path: Where it is.
+        waiting: Whether it may still wait for the operator's word.
 
     Raises:
         ConfigError: It is none, or something in it is missing, damaged or not the operator's; the message names it.
@@ -166,16 +241,27 @@ def open_server(path: Path) -> ServerHome:
     settings = read_yaml(path / SETTINGS_FILE, ServerSettings)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
     operator_key = _operator_key(path / OPERATOR_FILE)
-    delegation, signed_policy = _read(path / DELEGATION_FILE), _read(path / POLICY_FILE)
-    file = DELEGATION_FILE
+    absent = next((file for file in (DELEGATION_FILE, POLICY_FILE) if not (path / file).exists()), "")
+    if absent and not waiting:
+        raise ConfigError(
+            f"{path / absent}: not there yet: the operator has to sign for this server. Take what is in "
+            f"{path / REQUESTS} to `covey operator sign`, and the reply to `covey accept {path}`; with the operator's "
+            f"home at hand: `covey init {path}`"
+        )
+    delegation, signed_policy = (
+        _read(path / file) if (path / file).exists() else None for file in (DELEGATION_FILE, POLICY_FILE)
+    )
+    file, word, policy = DELEGATION_FILE, None, Policy()
     try:
-        word = identity.verify_delegation(delegation, operator_key=operator_key, fleet=settings.fleet)
+        if delegation is not None:
+            word = identity.verify_delegation(delegation, operator_key=operator_key, fleet=settings.fleet)
         file = POLICY_FILE
-        policy = verify_policy(signed_policy, operator_key=operator_key, fleet=settings.fleet)
+        if signed_policy is not None:
+            policy = verify_policy(signed_policy, operator_key=operator_key, fleet=settings.fleet)
     except CoveyError as error:
         raise ConfigError(f"{path / file}: {error}") from error
     key = _own_key(path, word)
-    return ServerHome(path, settings, key, operator_key, delegation, policy, signed_policy, word)
+    return ServerHome(path, settings, key, operator_key, delegation or b"", policy, signed_policy or b"", word)
 
 
 def next_key(path: Path) -> SigningKey:
@@ -185,18 +271,19 @@ def next_key(path: Path) -> SigningKey:
     return SigningKey(read_private(path / NEXT_KEY_FILE, 32))
 
 
-def _own_key(path: Path, word: Delegation) -> SigningKey:
+def _own_key(path: Path, word: Delegation | None) -> SigningKey:
     """Return the aggregator's key; the next one is moved into its place once the delegation is for that.
 
     Which of them counts is decided by the delegation alone, so a change that was cut off is finished here.
     """
     key = SigningKey(read_private(path / KEY_FILE, 32))
-    if word.aggregator_key == bytes(key.verify_key):
+    if word is None or word.aggregator_key == bytes(key.verify_key):
         return key
     if (path / NEXT_KEY_FILE).exists() and bytes(next_key(path).verify_key) == word.aggregator_key:
         # Two commands may find it at once: the second finds it done.
         with contextlib.suppress(FileNotFoundError):
             (path / NEXT_KEY_FILE).replace(path / KEY_FILE)
+        flush_folder(path)
         key = SigningKey(read_private(path / KEY_FILE, 32))
     if word.aggregator_key != bytes(key.verify_key):
         raise ConfigError(f"{path / DELEGATION_FILE}: is for another key than {path / KEY_FILE}")

@@ -1,10 +1,24 @@
 """The operator's home: the key at the root of all trust, and the policy that it signs.
 
-It may live on another machine and is never needed while rounds run. A server home holds its public half only.
+::
+
+    operator.key       Ed25519 seed, mode 0600, under a passphrase if there is one (see ``passphrase``)
+    operator.yaml      the fleet's name
+    policy.yaml        floors, for people to edit
+    policy.cbor        the policy as it was signed last
+    delegation.cbor    the delegation that was signed last
+    revocations.cbor   the revocation list that was signed last
+    issued             every token that was ever signed: its digest and the device's name, one a line
+    answers/           replies by the digest of their request, so that no request is signed twice
+    bundles/           bundles for requests of a server elsewhere
+
+It may live on another machine and is never needed while rounds run. A server home holds its public half only. What was
+signed last is kept so that versions only grow, whatever the clock says.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +27,18 @@ import msgspec
 import yaml
 from nacl.signing import SigningKey
 
-from covey_aggregator.files import make_private_folder, read_private, read_yaml, write_new, write_private
+from covey_aggregator.files import PRIVATE, locked, make_private_folder, read_yaml, replace, write_new
+from covey_aggregator.passphrase import Ask, KeyFile, make_key
 from covey_protocol import identity, topics
-from covey_protocol.errors import ConfigError
-from covey_protocol.policy import Policy, sign_policy
+from covey_protocol.errors import ConfigError, CoveyError
+from covey_protocol.policy import Policy, sign_policy, verify_policy
 from covey_protocol.provisioning import Broker, Provisioning
 
 KEY_FILE = "operator.key"
 SETTINGS_FILE = "operator.yaml"
 POLICY_FILE = "policy.yaml"
-_DELEGATION_SECONDS = 365 * 86400
+SIGNED_POLICY, SIGNED_DELEGATION, ISSUED, LOCK = "policy.cbor", "delegation.cbor", "issued", "operator.lock"
+DELEGATION_SECONDS = 365 * 86400
 
 
 class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,22 +53,87 @@ class OperatorHome:
 
     path: Path
     fleet: str
-    key: SigningKey = field(repr=False)
+    key_file: KeyFile = field(repr=False)
     policy: Policy
+
+    @property
+    def key(self) -> SigningKey:
+        """The key; asks for its passphrase the first time."""
+        return self.key_file.key
 
     @property
     def public_key(self) -> bytes:
         """The trust anchor of the fleet."""
-        return bytes(self.key.verify_key)
+        return self.key_file.public_key
 
-    def delegate(self, aggregator_key: bytes) -> bytes:
-        """Sign the delegation to an aggregator's key, for a year; its version is the time it was made."""
-        now = int(time.time())
-        return identity.issue_delegation(self.key, self.fleet, aggregator_key, now, now + _DELEGATION_SECONDS)
+    def delegate(self, aggregator_key: bytes, known: int = 0) -> bytes:
+        """Sign the delegation to an aggregator's key, for a year; its version is the time it was made, or more.
 
-    def signed_policy(self) -> bytes:
-        """Return the policy as devices get it."""
-        return sign_policy(self.policy, self.key, self.fleet)
+        Args:
+            aggregator_key: Whose word the fleet is to take from now on, and nobody else's.
+            known: The version that the server has.
+
+        Raises:
+            ConfigError: What was signed last is damaged.
+        """
+        key, now = self.key, int(time.time())
+        with locked(self.path / LOCK):
+            last = self.delegated()
+            version = max(now, known + 1, last.version + 1 if last else 0)
+            made = identity.issue_delegation(key, self.fleet, aggregator_key, version, now + DELEGATION_SECONDS)
+            replace(self.path / SIGNED_DELEGATION, made)
+        return made
+
+    def delegated(self) -> identity.Delegation | None:
+        """Return the delegation that was signed last.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
+        data = self.kept(SIGNED_DELEGATION)
+        if not data:
+            return None
+        try:
+            return identity.verify_delegation(data, operator_key=self.public_key, fleet=self.fleet)
+        except CoveyError as error:
+            raise ConfigError(f"{self.path / SIGNED_DELEGATION}: {error}") from error
+
+    def signed_policy(self, known: int = 0) -> bytes:
+        """Return the policy as devices get it: what was signed last, or ``policy.yaml`` under a grown version.
+
+        Args:
+            known: The version that the server has.
+
+        Raises:
+            ConfigError: What was signed last is damaged.
+        """
+        with locked(self.path / LOCK):
+            data, last = self.kept(SIGNED_POLICY), None
+            if data:
+                try:
+                    last = verify_policy(data, operator_key=self.public_key, fleet=self.fleet)
+                except CoveyError as error:
+                    raise ConfigError(f"{self.path / SIGNED_POLICY}: {error}") from error
+                same = msgspec.structs.replace(self.policy, version=last.version) == last
+                if same and last.version >= max(self.policy.version, known):
+                    return data
+            version = max(self.policy.version, known + 1 if known else 0, last.version + 1 if last else 0)
+            made = sign_policy(msgspec.structs.replace(self.policy, version=version), self.key, self.fleet)
+            replace(self.path / SIGNED_POLICY, made)
+        return made
+
+    def kept(self, file: str) -> bytes:
+        """Return what was kept in a file, nothing if it is not there.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            return (self.path / file).read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise ConfigError(f"{self.path / file}: cannot be read: {error.strerror}") from error
 
     def provision(
         self,
@@ -83,6 +164,7 @@ class OperatorHome:
         token = identity.issue_token(
             self.key, self.fleet, device, token_key=bytes(secret.verify_key), profile=profile, not_after=not_after
         )
+        self._note_issued(identity.token_id(token), device)
         return Provisioning(
             fleet=self.fleet,
             device=device,
@@ -96,9 +178,27 @@ class OperatorHome:
             revocations=revocations,
         )
 
+    def issued(self) -> list[str]:
+        """Return every token that was ever signed: its digest in hex and the device's name, with a space between."""
+        return self.kept(ISSUED).decode("ascii", "replace").splitlines()
 
-def init_operator(path: Path, fleet: str) -> OperatorHome:
+    def _note_issued(self, token: bytes, device: str) -> None:
+        """Remember a token before anybody gets it: whoever changes the operator's key has to list them all."""
+        handle = os.open(self.path / ISSUED, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)
+        with os.fdopen(handle, "ab") as file:
+            file.write(f"{token.hex()} {device}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def init_operator(path: Path, fleet: str, *, new: Ask | None = None, ask: Ask | None = None) -> OperatorHome:
     """Make an operator home; running it again changes nothing.
+
+    Args:
+        path: Where.
+        fleet: The fleet's name.
+        new: Returns the passphrase of a new key, empty for none; without it a new key has none.
+        ask: Returns the passphrase of a key that is there.
 
     Raises:
         ConfigError: The home exists for another fleet, or the name cannot stand in a topic.
@@ -106,20 +206,24 @@ def init_operator(path: Path, fleet: str) -> OperatorHome:
     topics.check_name(fleet, "fleet")
     make_private_folder(path)
     if (path / SETTINGS_FILE).exists():
-        existing = open_operator(path)
+        existing = open_operator(path, ask)
         if existing.fleet != fleet:
             raise ConfigError(f"{path}: is the operator home of fleet {existing.fleet!r}, not {fleet!r}")
         return existing
     if not (path / KEY_FILE).exists():
-        write_private(path / KEY_FILE, bytes(SigningKey.generate()))
+        make_key(path / KEY_FILE, new() if new else b"")
     policy = yaml.safe_dump(msgspec.to_builtins(Policy()), sort_keys=False)
     write_new(path / POLICY_FILE, f"# Floors that no aggregator can lower; see docs/configuration.md\n{policy}")
     write_new(path / SETTINGS_FILE, yaml.safe_dump({"fleet": fleet}))
-    return open_operator(path)
+    return open_operator(path, ask)
 
 
-def open_operator(path: Path) -> OperatorHome:
+def open_operator(path: Path, ask: Ask | None = None) -> OperatorHome:
     """Open an operator home.
+
+    Args:
+        path: Where it is.
+        ask: Returns the key's passphrase; called when something is to be signed and the key has one.
 
     Raises:
         ConfigError: It is none, or a file in it is damaged; the message names it.
@@ -129,7 +233,7 @@ def open_operator(path: Path) -> OperatorHome:
     settings = read_yaml(path / SETTINGS_FILE, OperatorSettings)
     policy = _read_policy(path / POLICY_FILE)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
-    return OperatorHome(path, settings.fleet, SigningKey(read_private(path / KEY_FILE, 32)), policy)
+    return OperatorHome(path, settings.fleet, KeyFile(path / KEY_FILE, ask), policy)
 
 
 def _read_policy(path: Path) -> Policy:

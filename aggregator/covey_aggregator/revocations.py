@@ -6,14 +6,10 @@ holds a copy that it publishes and can neither change nor make.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from covey_aggregator.files import PRIVATE, replace
+from covey_aggregator.files import PRIVATE, locked, replace
 from covey_aggregator.operator import OperatorHome
 from covey_aggregator.store import Store
 from covey_protocol import cbor, revocation, topics
@@ -68,7 +64,8 @@ def revoke(operator: OperatorHome, additions: Iterable[Revocation], known: Signe
     Raises:
         ConfigError: The kept list is damaged, there are two lists of one version, or the list is full.
     """
-    with _locked(operator.path / LOCK):
+    # Two that sign at once would sign one version twice.
+    with locked(operator.path / LOCK):
         newest = _newer(read_kept(operator), known)
         entries = {entry.token: entry for entry in (newest.entries if newest else ())}
         added = [entry for entry in additions if entry.token not in entries]
@@ -123,17 +120,6 @@ def _newer(one: SignedList | None, other: SignedList | None) -> SignedList | Non
             f"{short(one.head.entries.digest)} and {short(other.head.entries.digest)}"
         )
     return max(one, other, key=lambda each: each.version)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out: two that sign at once would sign one version twice."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 class RevocationDesk:

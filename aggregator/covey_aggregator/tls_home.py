@@ -7,6 +7,8 @@
     tls/aggregator.key, aggregator.crt    what the aggregator shows
     tls/crl.pem                           revoked certificates of devices; Mosquitto reads it at its start and on SIGHUP
 
+Beside it, ``broker/`` has the configuration of a Mosquitto that uses them, and a systemd unit that starts it.
+
 Which certificate was given to whom stands in the database; the list of revoked ones is made from there. The CA's key
 can open the broker's door to anybody. It names no device: the operator's key does, and is not here.
 """
@@ -15,13 +17,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from covey_aggregator.broker_files import CONFIG_FILE, DATA_FOLDER, service_file, tls_files
 from covey_aggregator.files import PRIVATE, make_private_folder, replace
+from covey_aggregator.home import BrokerSettings
 from covey_aggregator.store import Store
 from covey_aggregator.tls import Authority, Certificate, make_authority, make_key, public_half
 from covey_protocol.errors import ConfigError
 from covey_protocol.identity import AGGREGATOR
 
-FOLDER = "tls"
+FOLDER, BROKER_FOLDER = "tls", "broker"
 CA_KEY, CA, CRL = "ca.key", "ca.crt", "crl.pem"
 BROKER_KEY, BROKER = "broker.key", "broker.crt"
 AGGREGATOR_KEY, AGGREGATOR_CERTIFICATE = "aggregator.key", "aggregator.crt"
@@ -106,6 +110,35 @@ class TlsHome:
             replace(path, made.pem.encode())
             said.append(f"{path} is renewed" + (f"; {words}" if words else ""))
         return said
+
+
+def tls_settings() -> dict[str, str]:
+    """Return what ``covey.yaml`` says below ``broker`` when the certificates here are used."""
+    return {
+        "ca_file": f"{FOLDER}/{CA}",
+        "cert_file": f"{FOLDER}/{AGGREGATOR_CERTIFICATE}",
+        "key_file": f"{FOLDER}/{AGGREGATOR_KEY}",
+    }
+
+
+def lay_out_broker(home: Path, broker: BrokerSettings) -> Path:
+    """Write the configuration of a broker with these certificates; files that are there stay as they are.
+
+    Returns:
+        Where its main file is.
+    """
+    folder = home / BROKER_FOLDER
+    make_private_folder(folder)
+    make_private_folder(folder / DATA_FOLDER)
+    local = broker.host in _LOCAL and not broker.advertise
+    account = home.stat().st_uid
+    files = tls_files(
+        folder, home / FOLDER, port=broker.port, address=_LOCAL[0] if local else "", account=account
+    ) | service_file(folder, account=account)
+    for path, text in files.items():
+        if not path.exists():
+            replace(path, text.encode(), PRIVATE)
+    return folder / CONFIG_FILE
 
 
 def has_tls(home: Path) -> bool:

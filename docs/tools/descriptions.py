@@ -6,7 +6,8 @@ DESCRIPTIONS = {
     # covey.yaml
     "ServerSettings.fleet": "The fleet's name. It stands in topics and in every signature.",
     "ServerSettings.operator_home": (
-        "Where `covey device add` and `revoke` look for the operator's home; a path, never a key."
+        "Where `covey renew`, `covey device add` and `revoke` look for the operator's home; a path, never a key. "
+        "Empty where it is elsewhere."
     ),
     "ServerSettings.broker": "The MQTT broker.",
     "ServerSettings.alerts": "Whom [alerts](operations.md#alerts) reach, and what is worth one.",
@@ -24,7 +25,10 @@ DESCRIPTIONS = {
     # operator.yaml
     "OperatorSettings.fleet": "The fleet that this operator key is the root of.",
     # policy.yaml
-    "Policy.version": "To be raised with every change: devices take newer versions only, and two of one are an alarm.",
+    "Policy.version": (
+        "At least this version is signed; it grows by itself with every change. Devices take newer versions only, and "
+        "two of one are an alarm."
+    ),
     "Policy.n_min": "Smallest roster. A manifest or roster below it is refused.",
     "Policy.t_min": "Fewest signatures and shares, where it exceeds ⌊2n/3⌋ + 1; 0 leaves the formula alone.",
     "Policy.a_min": "Smallest set whose sum may be unmasked, where it exceeds c + 3; 0 leaves the formula alone.",

@@ -8,15 +8,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 import yaml
+from tests.aggregator.console import Run
 from tests.aggregator.fleet import Device, Fleet, tiny_bundle
 
-from covey_aggregator.cli import cli, main
+from covey_aggregator.cli import cli
 from covey_aggregator.home import DATABASE_FILE, DELEGATION_FILE, POLICY_FILE, SETTINGS_FILE, open_server
 from covey_aggregator.operator import open_operator
 from covey_aggregator.registry import Registry
@@ -37,39 +38,6 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
                 yield from leaves(inner, (*path, name))
     else:
         yield path
-
-
-class Answer:
-    """What a command printed and exited with."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def line(self) -> str:
-        """The one line of an error."""
-        assert self.err.startswith("covey: "), self.err
-        assert self.err.count("\n") == 1, self.err
-        assert self.out == ""
-        return self.err
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["covey", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
-
-    return call
 
 
 @pytest.fixture

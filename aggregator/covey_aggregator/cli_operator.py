@@ -1,0 +1,105 @@
+"""``covey operator``: the key at the root of all trust, and what it signs for servers elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from covey_aggregator import signing
+from covey_aggregator.cli_passphrase import NONE, asking, asking_new, passphrase_option
+from covey_aggregator.operator import KEY_FILE, init_operator, open_operator
+from covey_aggregator.passphrase import read_passphrase
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def operator() -> None:
+    """The operator's key and policy; this home may live on another machine."""
+
+
+@operator.command("init")
+@click.argument("ophome", type=_FOLDER)
+@click.option("--fleet", required=True, help="Name of the fleet: a-z, 0-9 and '-'.")
+@passphrase_option
+def operator_init(ophome: Path, fleet: str, passphrase_file: Path | None) -> None:
+    """Make the operator key and a policy in OPHOME; running it again changes nothing.
+
+    On a terminal it asks for a passphrase. Without a terminal, and without a file that holds one, the key has none.
+
+    \b
+    Examples:
+      covey operator init op --fleet meadow
+      covey operator init /media/usb/op --fleet meadow --passphrase-file /run/user/1000/passphrase
+    """
+    home = init_operator(ophome, fleet, new=asking_new(passphrase_file), ask=asking(passphrase_file))
+    click.echo(f"operator home {ophome} of fleet {home.fleet}; public key {home.public_key.hex()}")
+    click.echo("Keep it safe and apart from the server: it can name new devices and a new aggregator.")
+
+
+@operator.command("passphrase")
+@click.argument("ophome", type=_FOLDER)
+@passphrase_option
+@click.option("--new-passphrase-file", type=_FILE, help="File with the new passphrase, if nobody can be asked.")
+@click.option("--none", "remove", is_flag=True, help="Take the passphrase away.")
+def operator_passphrase(
+    ophome: Path, passphrase_file: Path | None, new_passphrase_file: Path | None, remove: bool
+) -> None:
+    """Set, change or take away the passphrase of the operator's key; the key stays the same.
+
+    Whoever has an old copy of the file can still open it with the old passphrase.
+
+    \b
+    Example:
+      covey operator passphrase op
+    """
+    home = open_operator(ophome, asking(passphrase_file))
+    _ = home.key  # the old passphrase is asked for first
+    if remove or (new_passphrase_file is None and not sys.stdin.isatty()):
+        if not remove:
+            raise click.UsageError("give --new-passphrase-file, or --none, where there is no terminal")
+        home.key_file.protect(b"")
+        click.echo(NONE, err=True)
+        return
+    new = read_passphrase(new_passphrase_file) if new_passphrase_file else asking_new(None)()
+    home.key_file.protect(new)
+    click.echo(f"{ophome / KEY_FILE}: {'under the new passphrase' if new else 'without a passphrase'}")
+
+
+@operator.command("sign")
+@click.argument("ophome", type=_FOLDER)
+@click.argument("requests", type=click.Path(path_type=Path, dir_okay=False, exists=True), nargs=-1)
+@click.option("--out", type=_FOLDER, help="Folder for the replies (default: beside each request).")
+@click.option("--yes", is_flag=True, help="Do not ask whether it is meant.")
+@passphrase_option
+def operator_sign(
+    ophome: Path, requests: tuple[Path, ...], out: Path | None, yes: bool, passphrase_file: Path | None
+) -> None:
+    """Say what each REQUEST of a server asks, and sign it; without a request, sign policy.yaml for all servers.
+
+    Replies go back to the server, to `covey accept`. Bundles for devices stay in OPHOME/bundles: bring each to its
+    device, and not by way of the server.
+
+    \b
+    Examples:
+      covey operator sign op /media/usb/delegation.request
+      covey operator sign op /media/usb/*.request --out /media/usb
+      covey operator sign op --out /media/usb
+    """
+    home = open_operator(ophome, asking(passphrase_file))
+    if not requests:
+        path = signing.sign_policy(home, out or ophome)
+        click.echo(f"{path}: the policy, for all servers of fleet {home.fleet}")
+        return
+    for request in requests:
+        asked = signing.look(home, request)
+        click.echo(f"{request}, " + "\n".join(asked.words))
+        if not yes and not asked.answered and sys.stdin.isatty():
+            click.confirm("Sign it?", abort=True, err=True)
+        reply, *bundles = signing.sign(home, asked, out or request.parent)
+        click.echo(f"{reply}: for the server")
+        for bundle in bundles:
+            click.echo(f"{bundle}: for the device")

@@ -1,0 +1,75 @@
+"""``covey device revoke`` and ``forget``: shut a device out, and erase what is known of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from covey_aggregator import accepting
+from covey_aggregator.cli_device import home_option
+from covey_aggregator.cli_home import carry, operator_at_hand, operator_option
+from covey_aggregator.cli_passphrase import passphrase_option
+from covey_aggregator.home import DATABASE_FILE, open_server
+from covey_aggregator.revocations import read_stored, revoke
+from covey_aggregator.store import Store
+from covey_protocol.errors import ConfigError
+from covey_protocol.revocation import Revocation
+
+CATEGORIES = ("lost", "stolen", "compromised", "misbehaving", "retired", "other")
+reason_option = click.option("--reason", required=True, help="Why, in words; they stay on this server.")
+category_option = click.option(
+    "--category",
+    type=click.Choice(CATEGORIES),
+    default=CATEGORIES[-1],
+    show_default=True,
+    help="Why, in one word that every device can read.",
+)
+
+
+@click.command("revoke")
+@click.argument("name")
+@home_option
+@operator_option
+@reason_option
+@category_option
+@passphrase_option
+def revoke_command(
+    name: str, home: Path, ophome: Path | None, reason: str, category: str, passphrase_file: Path | None
+) -> None:
+    """Shut a device out for good, or take back a bundle that was not used; its tokens never count again.
+
+    A running `covey serve` publishes the new list within a second, and the next round goes on without the device. With
+    TLS its certificates go on the broker's list too, which the broker reads when it is told to reload. With the
+    operator's home elsewhere a request for `covey operator sign` is written, and the broker's list at once.
+
+    \b
+    Example:
+      covey device revoke pi-kitchen --home home --reason "left on a train" --category lost
+    """
+    server = open_server(home)
+    store = Store(home / DATABASE_FILE)
+    operator = operator_at_hand(server, ophome, passphrase_file)
+    tokens = [token for token, owner in store.tokens().items() if owner == name]
+    if not tokens:
+        raise ConfigError(f"there is no device {name!r}, and no bundle for it; see `covey device list`")
+    keys = {row.token: row.key for row in store.devices()} | store.pins()
+    entries = [Revocation(token=token, key=keys.get(token, b""), device=name, reason=category) for token in tokens]
+    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    found = revoke(operator, entries, known) if operator is not None else None
+    for token in tokens:
+        store.note_revoked(token, name, reason)
+    if accepting.shut_out(server, store, [name]):
+        click.echo(f"the broker refuses {name} once it has loaded tls/crl.pem again: kill -HUP")
+    if found is None:
+        if known is not None and set(tokens) <= {entry.token for entry in known.entries}:
+            click.echo(f"{name} was revoked before: list {known.version}")
+            return
+        carry(accepting.ask_revocation(server, entries, known), home)
+        click.echo(f"{name} is revoked for devices and aggregator when the reply is in place, and not before.")
+    elif known is None or known.version < found.version:
+        accepting.take_list(server, store, found, known)
+        store.event("revocation", f"{name} is revoked ({category}): {reason}; list {found.version}")
+        click.echo(f"{name} is revoked: list {found.version} with {len(found.entries)} entries")
+    else:
+        click.echo(f"{name} was revoked before: list {found.version}")
