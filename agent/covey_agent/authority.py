@@ -93,8 +93,7 @@ class Authority:
 
     def set_aside(self, topic: str, payload: bytes, error: Exception) -> None:
         """Keep a message that would hold under a newer delegation, the newest of its topic."""
-        expired = isinstance(error, PeerError) and error.cause == "expired"
-        if not (isinstance(error, SignatureError) or expired) or len(payload) > _ASIDE_BYTES:
+        if not isinstance(error, SignatureError) or len(payload) > _ASIDE_BYTES:
             return
         self._aside.pop(topic, None)
         self._aside[topic] = payload

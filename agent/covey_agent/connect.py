@@ -14,6 +14,7 @@ from covey_agent.home import BLOBS, STATUS_FILE, AgentHome
 from covey_agent.profile import FirmwareProfile, load_profile
 from covey_agent.runtime import Agent
 from covey_agent.store import Store
+from covey_agent.tls_pairs import TlsPairs
 from covey_agent.trainer import Trainer
 from covey_agent.transport import LinkEvents, LinkOptions, MqttLink
 from covey_protocol.bundle import Bundle
@@ -57,6 +58,7 @@ class RunningAgent:
             executor=executor or self._own_executor,  # type: ignore[arg-type]
             make_trainer=make_trainer,
             round_class=round_class,
+            pairs=tls_pairs(home),
         )
         self._leaving = False
         self._build()
@@ -148,11 +150,21 @@ def link_options(home: AgentHome, profile: FirmwareProfile, will: tuple[str, byt
         ca_file=_pem(home, "ca.pem", broker.ca),
         cert_file=_pem(home, "client.pem", broker.certificate),
         key_file=_pem(home, "client.key", broker.key),
+        credentials=tls_pairs(home),
         will_topic=topic,
         will_payload=payload,
         backoff_base=profile.backoff_base,
         backoff_cap=profile.backoff_cap,
     )
+
+
+def tls_pairs(home: AgentHome) -> TlsPairs | None:
+    """Return the certificates that a device can show, if it shows any."""
+    broker = home.stored.broker
+    certificate = _pem(home, "client.pem", broker.certificate)
+    if certificate is None:
+        return None
+    return TlsPairs(home.path, certificate, _pem(home, "client.key", broker.key), broker.certificate_not_after)
 
 
 def _pem(home: AgentHome, name: str, text: str) -> Path | None:

@@ -19,6 +19,13 @@ TOPIC_ALLOWANCE = 256  # the longest topic AWS IoT takes; what max_payload sets 
 NO_LIMIT = 1 << 28  # what MQTT's length field can express
 
 
+class Credentials(Protocol):
+    """Certificates that a device can show, of which the broker may refuse some."""
+
+    def candidates(self) -> list[tuple[Path, Path | None]]:
+        """Return files of certificate and key, those to be tried first in front."""
+
+
 class Jitter(Protocol):
     """The one method of ``random.Random`` that back-off needs."""
 
@@ -32,7 +39,8 @@ class LinkOptions:
 
     ``client_id`` is the device's name and must be stable: the broker keeps the session under it. ``protocol``
     "auto" tries MQTT 5 and falls back to 3.1.1. ``max_payload`` is our own ceiling, for brokers that do not
-    state one (with 3.1.1 they cannot); ``max_packet_in`` is what we ask an MQTT 5 broker not to exceed
+    state one (with 3.1.1 they cannot); ``credentials``, if given, are tried in turn in place of ``cert_file`` and
+    ``key_file``; ``max_packet_in`` is what we ask an MQTT 5 broker not to exceed
     (0: not asked).
     """
 
@@ -48,6 +56,7 @@ class LinkOptions:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    credentials: Credentials | None = field(default=None, repr=False)
     will_topic: str | None = None
     will_payload: bytes = b""
     backoff_base: float = 1.0

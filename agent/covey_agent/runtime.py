@@ -26,9 +26,11 @@ from covey_agent.fetch import Fetcher
 from covey_agent.home import BLOBS, PIECES, STATUS_FILE, AgentHome
 from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
+from covey_agent.renewal import CertificateRenewal
 from covey_agent.revoked import RevocationIntake
 from covey_agent.status import StatusFile
 from covey_agent.store import Store
+from covey_agent.tls_pairs import TlsPairs
 from covey_agent.trainer import SEED_BYTES, CancelledError, Trainer, TrainResult
 from covey_agent.transport import Link
 from covey_agent.upkeep import Upkeep
@@ -90,6 +92,7 @@ class Agent:
         entropy: Source of uniform bytes.
         clock: Monotonic seconds.
         wall_clock: Unix seconds where the system vouches for them, else None.
+        pairs: The TLS certificates that it can show the broker, if it shows any.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Agent:
         entropy: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], int | None] = synchronised_time,
+        pairs: TlsPairs | None = None,
     ) -> None:
         self.home, self.profile = home, profile
         self._executor, self._entropy, self._clock = executor, entropy, clock
@@ -130,6 +134,7 @@ class Agent:
         self._revoked = RevocationIntake(
             self.ledger, self._trust, courier=self._courier, blobs=self._blobs, fetcher=self._fetcher, clock=clock
         )
+        self._renewal = CertificateRenewal(home, pairs, self._courier, clock)
         self._tasks: dict[str, Participation] = {}
         self._events: queue.SimpleQueue[_Message | _Connected | _Trained | None] = queue.SimpleQueue()
         self._group_topic = ""
@@ -234,6 +239,7 @@ class Agent:
             "group": grouping.group if grouping else None,
             "holds": self.holds,
             "delegation": self._authority.snapshot(),
+            "certificate": self._renewal.snapshot(),
             "tasks": {
                 task: {
                     "round": part.round.opened.round if part.round else None,
@@ -321,6 +327,8 @@ class Agent:
         elif place.kind == topics.REFUSED:
             self._turned_away = self._courier.refused(payload, self._trust.aggregator_key)
             log.error("%s: %s", self.home.device, self._turned_away)
+        elif place.kind == topics.CERTIFICATE:
+            self._renewal.take(payload, self._trust.aggregator_key)
         elif place.kind == topics.HAVE:
             self._courier.send_again(payload, self._trust.aggregator_key)
         else:
@@ -333,7 +341,6 @@ class Agent:
         self._go_on()
 
     def _on_open(self, task: str, payload: bytes) -> None:
-        self._authority.check()
         opened = read_open(payload, task, self._trust)
         self.ledger.check_round(task, opened.round, opened.attempt)
         part = self._tasks.get(task)
@@ -459,12 +466,17 @@ class Agent:
         self._events.put(_Trained(part, job, result))
 
     def _ask(self) -> None:
-        """Ask for blobs that do not come by themselves."""
+        """Ask for what does not come by itself: blobs, and a certificate that ends."""
         for ask in self._fetcher.due(self._clock(), self._courier.online):
             try:
                 self._courier.ask(ask)
             except LocalError as error:  # such as a full outbox; the question is put again later
                 self._refuse(error, topics.WANT)
+
+        try:
+            self._renewal.ask(self._authority.now())
+        except _SURVIVABLE as error:
+            self._refuse(error, topics.RENEW)
 
     def _follow_group(self) -> None:
         """Listen to this device's group, and no longer to the one before."""

@@ -37,7 +37,7 @@ from covey_agent.link_options import (
 from covey_agent.outbox import Outbox
 from covey_agent.paho_client import Guard, log, tls_context
 from covey_agent.wire import Wire
-from covey_protocol.errors import CoveyError, LocalError, StateError
+from covey_protocol.errors import ConfigError, CoveyError, LocalError, StateError
 
 __all__ = ["Link", "LinkEvents", "LinkOptions", "LinkStatus", "MqttLink"]
 
@@ -97,6 +97,9 @@ class MqttLink:
         self._protocol = V311 if options.protocol == "3.1.1" else V5
         self._proven = False  # this protocol has worked with this broker
         self._wire: Wire | None = None
+        self._others = False
+        self._choice = 0  # which of the certificates is shown
+        self._renewed = threading.Event()
 
     @property
     def status(self) -> LinkStatus:
@@ -198,6 +201,10 @@ class MqttLink:
             self._shared.unwanted |= removed
         self.kick()
 
+    def credentials_changed(self) -> None:
+        """Show the newest certificate from the next connection on."""
+        self._renewed.set()
+
     def wait_connected(self, timeout: float) -> bool:
         """Wait until the link is up with all wanted subscriptions granted; tell whether it came to that."""
         with self._shared.changed:
@@ -248,7 +255,11 @@ class MqttLink:
 
     def _attempt(self, ear: socket.socket) -> bool:
         """Hold one connection for as long as it lasts; tell whether to try another protocol at once."""
+        if self._renewed.is_set():
+            self._renewed.clear()
+            self._wire, self._choice = None, 0
         if self._wire is None:
+            self._choose()
             self._wire = Wire(
                 options=self.options,
                 protocol=self._protocol,
@@ -271,5 +282,22 @@ class MqttLink:
             fallback = self._protocol == V5
             self._protocol = V311 if fallback else V5
             self._wire, self._proven = None, False
-            return fallback
+            if fallback:
+                return True
+        if not end.accepted and self._others:
+            # Whatever the reason was, an older certificate may do better; a good one comes round again.
+            self._wire, self._choice = None, self._choice + 1
         return False
+
+    def _choose(self) -> None:
+        """Make the TLS context of the certificate whose turn it is."""
+        credentials = self.options.credentials
+        candidates = credentials.candidates() if credentials is not None else []
+        self._others = len(candidates) > 1
+        if not candidates:
+            return
+        certificate, key = candidates[self._choice % len(candidates)]
+        try:
+            self._context = tls_context(dataclasses.replace(self.options, cert_file=certificate, key_file=key))
+        except ConfigError as error:  # a damaged file; the next one's turn comes with the next attempt
+            log.error("link %s: %s", self.options.client_id, error)

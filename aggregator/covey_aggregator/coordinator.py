@@ -18,6 +18,7 @@ from functools import partial
 import msgspec
 
 from covey_aggregator.authority import AuthorityDesk
+from covey_aggregator.certificates import CertificateDesk
 from covey_aggregator.chronicle import Chronicle
 from covey_aggregator.combine import Combined, GroupMean, combine
 from covey_aggregator.desk import Desk
@@ -98,6 +99,7 @@ class Coordinator:
         self.revocations = RevocationDesk(self._trust, store)
         self.registry = Registry(self._trust, store)
         self.doorkeeper = Doorkeeper(home, self._trust)
+        self._certificates = CertificateDesk(home, store, self.registry, wall_clock)
         self.models = ModelFolder(home.path / MODELS, lambda: {row.model for row in store.tasks()})
         self._machine = Machine(TABLE, Phase.IDLE, "coordinator")
         self._groupings = store.groupings()
@@ -174,6 +176,8 @@ class Coordinator:
             return [Note("enrolled", f"{device} has joined the fleet")] if seen.new else []
         if not self.registry.knows(device):
             raise StaleError(f"{kind} from {device!r}, who has not shown an identity", cause="unknown-device")
+        if kind == topics.RENEW:
+            return self._certificates.receive(device, data)
         if kind in (topics.COMMITMENT, topics.OPENING):
             if self._epoch is None:
                 raise StaleError(f"{kind} from {device!r}: no epoch is being opened", cause="stage")

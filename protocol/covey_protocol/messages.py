@@ -418,6 +418,21 @@ class Recall(Payload, frozen=True, kw_only=True):
     grouping: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
+class Renew(Payload, frozen=True, kw_only=True):
+    """RENEW: a device asks for a TLS certificate for a new Ed25519 key."""
+
+    public_key: Key
+
+
+class IssuedCertificate(Payload, frozen=True, kw_only=True):
+    """CERTIFICATE: a TLS certificate as PEM text, its key, when it ends and when it was made, in Unix seconds."""
+
+    certificate: Annotated[str, msgspec.Meta(max_length=16 * 1024)]
+    public_key: Key
+    not_after: Count
+    made: Count
+
+
 class Refused(Payload, frozen=True, kw_only=True):
     """REFUSED: why a device's STATE is not taken, for good; ``state`` is the digest of that message."""
 

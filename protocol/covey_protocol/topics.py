@@ -43,10 +43,12 @@ ATTEST = "attest"
 ACCEPT = "accept"
 UNMASK = "unmask"
 WANT = "want"
+RENEW = "renew"
 DEALT = "dealt"
 HAVE = "have"
 RECALL = "recall"
 REFUSED = "refused"
+CERTIFICATE = "certificate"
 BLOB = "blob"
 EPOCH = "epoch"
 COMMITMENTS = "commitments"
@@ -64,10 +66,10 @@ TIME = "time"
 UP_KINDS = frozenset(
     {
         *(STATE, COMMITMENT, OPENING, JOIN, SHARES, COMPLAINT, ANSWER, MASKED, SURVIVORS, ATTEST, ACCEPT),
-        *(UNMASK, DECLINE, WANT),
+        *(UNMASK, DECLINE, WANT, RENEW),
     }
 )
-DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, REFUSED, BLOB})
+DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, REFUSED, CERTIFICATE, BLOB})
 PUB_KINDS = frozenset(
     {
         *(EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, ATTEST, ACCEPT, UNMASK, ABORT, CLOSE, BLOB),

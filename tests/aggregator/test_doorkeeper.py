@@ -86,6 +86,7 @@ def test_nobody_can_make_the_aggregator_talk(fleet: Fleet) -> None:
     assert len(desk._answered) == ANSWERS
     assert desk.turn_away("x-0", states["x-0"], ERROR, 1.0 + SECONDS)
     assert len(desk._answered) == 1
+    assert not desk.turn_away("x-0", states["x-0"], ERROR, 1.0 + SECONDS + 1)  # there is room, and it was answered
 
 
 # --- a real broker ------------------------------------------------------------------------------------------------
