@@ -15,6 +15,7 @@ from covey_aggregator import accepting
 from covey_aggregator.cli_device import home_option
 from covey_aggregator.cli_home import carry, operator_at_hand, operator_option
 from covey_aggregator.cli_passphrase import passphrase_option
+from covey_aggregator.cli_qr import qr_option, show
 from covey_aggregator.files import PRIVATE, replace
 from covey_aggregator.home import BUNDLES, DATABASE_FILE, ServerHome, open_server
 from covey_aggregator.requests import Wanted
@@ -44,6 +45,7 @@ _LOGIN_MAX = 255
 @click.option("--mqtt-password-file", type=_FILE, help="File with its password, in one line.")
 @click.option("--mqtt-logins", type=_FILE, help="CSV file instead, with lines of device, name, password.")
 @click.option("--out", type=_FOLDER, help="Folder for the bundles (default HOME/bundles).")
+@qr_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @passphrase_option
 def add_command(
@@ -57,6 +59,7 @@ def add_command(
     mqtt_password_file: Path | None,
     mqtt_logins: Path | None,
     out: Path | None,
+    show_qr: bool,
     as_json: bool,
     passphrase_file: Path | None,
 ) -> None:
@@ -69,6 +72,7 @@ def add_command(
     Examples:
       covey device add pi-kitchen --home home
       covey device add pi --count 20 --home home --expires 12h
+      covey device add pi-attic --home home --qr
     """
     server = open_server(home, waiting=True)
     operator = operator_at_hand(server, ophome, passphrase_file)
@@ -92,7 +96,9 @@ def add_command(
             click.echo(json.dumps({"request": str(path)}))
         else:
             carry(path, home)
-            click.echo("The bundles are made there; bring each from there to its device.")
+            click.echo(
+                "The bundles are made there; bring each from there to its device (--qr of that command shows them)."
+            )
         return
     server = open_server(home)
     folder = out or home / BUNDLES
@@ -118,6 +124,8 @@ def add_command(
         return
     for file in files:
         click.echo(file)
+        if show_qr:
+            show(Path(file))
     click.echo(f"Whoever has a bundle can become that device once (expires: {expires}). On the device, run:")
     click.echo(f"  covey-agent enrol {Path(files[0]).name}")
 

@@ -9,6 +9,7 @@ import click
 
 from covey_aggregator import signing
 from covey_aggregator.cli_passphrase import NONE, asking, asking_new, passphrase_option
+from covey_aggregator.cli_qr import qr_option, show
 from covey_aggregator.operator import KEY_FILE, init_operator, open_operator
 from covey_aggregator.passphrase import read_passphrase
 
@@ -74,9 +75,10 @@ def operator_passphrase(
 @click.argument("requests", type=click.Path(path_type=Path, dir_okay=False, exists=True), nargs=-1)
 @click.option("--out", type=_FOLDER, help="Folder for the replies (default: beside each request).")
 @click.option("--yes", is_flag=True, help="Do not ask whether it is meant.")
+@qr_option
 @passphrase_option
 def operator_sign(
-    ophome: Path, requests: tuple[Path, ...], out: Path | None, yes: bool, passphrase_file: Path | None
+    ophome: Path, requests: tuple[Path, ...], out: Path | None, yes: bool, show_qr: bool, passphrase_file: Path | None
 ) -> None:
     """Say what each REQUEST of a server asks, and sign it; without a request, sign policy.yaml for all servers.
 
@@ -103,3 +105,5 @@ def operator_sign(
         click.echo(f"{reply}: for the server")
         for bundle in bundles:
             click.echo(f"{bundle}: for the device")
+            if show_qr:
+                show(bundle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import zlib
 from typing import Annotated
 
 import msgspec
@@ -19,7 +20,7 @@ from covey_protocol.payload import Count, Key, Name, Payload, prepare, read, wri
 from covey_protocol.policy import verify_policy
 from covey_protocol.revocation import verify_head
 
-PREFIX = "covey-bundle-1:"
+PREFIX, COMPACT = "covey-bundle-1:", "covey-bundle-1z:"
 _MAX_TEXT = 64 * 1024
 Certificate = Annotated[bytes, msgspec.Meta(max_length=4096)]
 Pem = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
@@ -80,25 +81,48 @@ class Provisioning(Payload, frozen=True, kw_only=True):
             verify_head(self.revocations, operator_key=self.operator_key, fleet=self.fleet)
 
 
-def encode(provisioning: Provisioning) -> str:
-    """Return the bundle as one line of text."""
-    return PREFIX + base64.urlsafe_b64encode(write(provisioning)).decode()
+def encode(provisioning: Provisioning, *, compact: bool = False) -> str:
+    """Return the bundle as one line of text.
+
+    Args:
+        provisioning: What is in it.
+        compact: Whether to deflate it (RFC 1950): certificates as PEM text shrink to what they are, so that the line
+            fits a QR code.
+    """
+    data = write(provisioning)
+    packed = zlib.compress(data, 9) if compact else data
+    return (COMPACT if compact else PREFIX) + base64.urlsafe_b64encode(packed).decode()
 
 
 def decode(text: str) -> Provisioning:
-    """Read a bundle.
+    """Read a bundle in either form.
 
     Raises:
         MalformedError: The text is not a provisioning bundle, or a part of it is lost.
     """
     line = text.strip()
-    if not line.startswith(PREFIX) or len(line) > _MAX_TEXT:
+    prefix = COMPACT if line.startswith(COMPACT) else PREFIX
+    if not line.startswith(prefix) or len(line) > _MAX_TEXT:
         raise MalformedError(f"not a provisioning bundle: it does not begin with {PREFIX!r}")
     try:
-        data = base64.b64decode(line[len(PREFIX) :].encode("ascii"), altchars=b"-_", validate=True)
+        data = base64.b64decode(line[len(prefix) :].encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise MalformedError(f"the provisioning bundle is damaged: {error}") from error
+    if prefix == COMPACT:
+        data = _inflate(data)
     return read(Provisioning, data)
+
+
+def _inflate(data: bytes) -> bytes:
+    """Undo the compact form; a few bytes that would become very many are refused."""
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(data, _MAX_TEXT)
+    except zlib.error as error:
+        raise MalformedError(f"the provisioning bundle is damaged: {error}") from error
+    if not stream.eof or stream.unused_data:
+        raise MalformedError("the provisioning bundle is cut off, too large, or has something behind its end")
+    return found
 
 
 prepare(globals())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from dataclasses import dataclass
 
 import msgspec
@@ -11,8 +12,9 @@ from tests.protocol.rig import FLEET, OPERATOR, SERVER, make_chain, revoke, sign
 
 from covey_protocol import cbor, envelope, identity, provisioning
 from covey_protocol.errors import MalformedError, PeerError, SignatureError
+from covey_protocol.payload import write
 from covey_protocol.policy import Policy, sign_policy
-from covey_protocol.provisioning import PREFIX, Broker, Provisioning
+from covey_protocol.provisioning import COMPACT, PREFIX, Broker, Provisioning
 from covey_protocol.revocation import sign_list
 
 PASSWORD = "correct horse"
@@ -51,6 +53,29 @@ def test_every_truncation_is_refused() -> None:
     for end in range(0, len(LINE), 5):
         with pytest.raises(MalformedError):
             provisioning.decode(LINE[:end])
+
+
+def packed(data: bytes) -> str:
+    return COMPACT + base64.urlsafe_b64encode(data).decode()
+
+
+def test_the_compact_form_says_the_same_in_fewer_letters() -> None:
+    line = provisioning.encode(BUNDLE, compact=True)
+    assert len(line) < len(LINE)
+    assert provisioning.decode(f" {line}\n") == BUNDLE
+    for end in range(0, len(line), 5):
+        with pytest.raises(MalformedError):
+            provisioning.decode(line[:end])
+
+
+def test_a_compact_form_that_would_become_very_large_or_has_something_behind_it_is_refused() -> None:
+    good = zlib.compress(write(BUNDLE))
+    assert provisioning.decode(packed(good)) == BUNDLE
+    with pytest.raises(MalformedError, match="cut off, too large"):  # and not: no valid CBOR, after unpacking it all
+        provisioning.decode(packed(zlib.compress(bytes(40 << 20), 9)))
+    for data in (good + b"x", good[:-1], b"", b"junk", zlib.compress(b"")):
+        with pytest.raises(MalformedError):
+            provisioning.decode(packed(data))
 
 
 @pytest.mark.parametrize(
