@@ -21,6 +21,7 @@ _FIELDS = "id, at, kind, device, text, task, round"
 
 QUARANTINED, BANNED, SECOND_KEY = "quarantined", "banned", "second-key"
 FLAGGED, SYBILS, ACCURACY = "flagged-round", "sybil-wave", "accuracy-fell"
+FLOOD = "flood"
 KINDS = {
     QUARANTINED: "a device came into quarantine, by its evidence or by the operator's word",
     BANNED: "a device is proven to have lied, and never comes back",
@@ -28,11 +29,12 @@ KINDS = {
     FLAGGED: "more groups may be spoilt than the rule across groups withstands; the round took a short step",
     SYBILS: "many devices joined at once, or newcomers send copies of each other's updates",
     ACCURACY: "the model's accuracy fell",
+    FLOOD: "a device sends more than its budget, and what is beyond it is dropped",
 }
 """Every kind of alert, and what it means."""
 
-_SECOND_KEY_SECONDS = 3600.0
-_SECOND_KEYS_AN_HOUR = 20
+_REPEAT_SECONDS = 3600.0
+_SAME_AN_HOUR = 20
 _BEST_OF = 5
 _JOINED_AT_LEAST = 8
 
@@ -93,11 +95,18 @@ class AlertBook:
         Returns:
             Whether the alert is new.
         """
-        since = self._wall() - _SECOND_KEY_SECONDS
-        rung = self._store.rows("SELECT device FROM alerts WHERE kind = ? AND at > ?", SECOND_KEY, since)
-        if len(rung) >= _SECOND_KEYS_AN_HOUR or (device,) in rung:
+        return self._ring_now_and_then(SECOND_KEY, device, text)
+
+    def flood(self, device: str, text: str) -> bool:
+        """Ring because a device floods, unless that was done a while ago; tell whether the alert is new."""
+        return self._ring_now_and_then(FLOOD, device, text)
+
+    def _ring_now_and_then(self, kind: str, device: str, text: str) -> bool:
+        since = self._wall() - _REPEAT_SECONDS
+        rung = self._store.rows("SELECT device FROM alerts WHERE kind = ? AND at > ?", kind, since)
+        if len(rung) >= _SAME_AN_HOUR or (device,) in rung:
             return False
-        self.ring(SECOND_KEY, text, device=device)
+        self.ring(kind, text, device=device)
         return True
 
     def after(self, number: int, limit: int = 100) -> list[Alert]:

@@ -11,7 +11,7 @@ were started.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 
@@ -227,6 +227,12 @@ class Coordinator:
             self.run.returned(device, now)
         else:
             self.run.lost(device, now)
+
+    def overlook(self, devices: Collection[str], now: float) -> None:
+        """Wait for none of these in the round that is open: what they say may not be heard."""
+        if self.run is not None:
+            for device in devices:
+                self.run.lost(device, now, grace=0.0)
 
     def vector(self, device: str, blob: bytes, now: float) -> list[Effect]:
         """Take a masked vector that was put together from its pieces.

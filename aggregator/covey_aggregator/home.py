@@ -32,6 +32,7 @@ import msgspec
 import yaml
 from nacl.signing import SigningKey
 
+from covey_aggregator.budgets import BudgetSettings
 from covey_aggregator.files import (
     flush_folder,
     make_private_folder,
@@ -75,7 +76,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
 
 
-AlertKind = Literal["quarantined", "banned", "second-key", "flagged-round", "sybil-wave", "accuracy-fell"]
+AlertKind = Literal["quarantined", "banned", "second-key", "flagged-round", "sybil-wave", "accuracy-fell", "flood"]
 
 
 class WebhookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +110,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     operator_home: str = ""
     broker: BrokerSettings = BrokerSettings()
     alerts: AlertSettings = AlertSettings()
+    budgets: BudgetSettings = BudgetSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -110,6 +110,7 @@ class BrokerLink:
         self._limit = settings.max_packet_bytes
         self._room = _ROOM_START
         self._leaving = False
+        self._again = asyncio.Event()
         self.connected = asyncio.Event()
         self.connections = 0
         self.undeliverable = 0
@@ -197,10 +198,17 @@ class BrokerLink:
             if not task.cancelled():
                 task.result()
 
+    def subscribe_again(self) -> None:
+        """Have the broker send what is retained once more."""
+        self._again.set()
+
     async def _subscribe(self, client: _Client) -> None:
-        for topic_filter in self._filters:
-            await client.subscribe(topic_filter, qos=1, timeout=math.inf)
-        self.connected.set()
+        while True:
+            self._again.clear()
+            for topic_filter in self._filters:
+                await client.subscribe(topic_filter, qos=1, timeout=math.inf)
+            self.connected.set()
+            await self._again.wait()
 
     async def _receive(self, client: _Client) -> None:
         """Deal with messages, from the first on: with a session they come before the answer to SUBSCRIBE."""

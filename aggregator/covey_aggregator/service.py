@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from covey_aggregator.attesting import make_sketches
+from covey_aggregator.budgets import Budgets
 from covey_aggregator.combine import Combined, GroupMean, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
 from covey_aggregator.files import FolderLock
@@ -95,7 +96,10 @@ class Service:
         self.store.defer()
         self.coordinator = Coordinator(home, self.store, entropy=entropy, wall_clock=wall_clock)
         self.refusals = Refusals()
-        self._transfers = Transfers(home.fleet, home.key)
+        budgets = home.settings.budgets
+        self.budgets = Budgets(budgets, self.coordinator.registry.knows, entropy(16))
+        self._strangers = 0
+        self._transfers = Transfers(home.fleet, home.key, budgets.reassembly_bytes)
         self._downloads = Downloads()
         broker = home.settings.broker
         own = [topics.up(home.fleet, "+", "#")]
@@ -169,6 +173,16 @@ class Service:
             acknowledge: Called when it need not be delivered again.
         """
         now = self._clock()
+        dropped = self.budgets.admit(topic, len(payload), now)
+        if dropped:
+            self.refusals.counts[dropped] += 1
+        else:
+            self._take(topic, payload, now)
+        if acknowledge is not None:
+            self._unacknowledged.append(acknowledge)
+        self._wake()
+
+    def _take(self, topic: str, payload: bytes, now: float) -> None:
         try:
             self._dispatch(topic, payload, now)
         except (CoveyError, ValueError) as error:
@@ -178,9 +192,6 @@ class Service:
                 self.coordinator.chronicle.second_key(topics.device_of(topic), str(error))
             if isinstance(error, PeerError) and topics.kind_of(topic) == topics.STATE:
                 self._carry([*self.coordinator.doorkeeper.turn_away(topics.device_of(topic), payload, error, now)])
-        if acknowledge is not None:
-            self._unacknowledged.append(acknowledge)
-        self._wake()
 
     def _dispatch(self, topic: str, payload: bytes, now: float) -> None:
         place = topics.parse(topic)
@@ -224,6 +235,7 @@ class Service:
                     self._watch.check()
                     self._carry(self._stop_if_asked())
                     self._carry(self.coordinator.poll(now))
+                    self._watch_budgets(now)
                 if self.link.connected.is_set():
                     self._follow_connection(now)
                     self._carry(self.coordinator.tick(now))
@@ -237,6 +249,23 @@ class Service:
         task = self.coordinator.task
         row = self.store.task(task.name) if task else None
         return self.coordinator.stop_task(row.task.name) if row is not None and row.status == "stopping" else []
+
+    def _watch_budgets(self, now: float) -> None:
+        """Name devices that flood, once; sum up the others; make up for states that were dropped."""
+        for flood in self.budgets.news(now):
+            amount = f"{flood.messages} messages, {flood.bytes} bytes dropped"
+            if flood.over:
+                self._carry([Note("flood", f"{flood.device} keeps to its budget again; {amount}")])
+                continue
+            text = f"{flood.device} sends more than its budget; what is beyond it is dropped"
+            self.coordinator.chronicle.alerts.flood(flood.device, text)
+            self._carry([Note("flood", text)])
+        self.coordinator.overlook(self.budgets.flooding, now)
+        if self.budgets.strangers >= 2 * self._strangers + 1:  # ever more rarely, however many they are
+            log.warning("%d messages of senders without an identity were dropped so far", self.budgets.strangers)
+            self._strangers = self.budgets.strangers
+        if self.budgets.states_again(now):
+            self.link.subscribe_again()
 
     def _follow_connection(self, now: float) -> None:
         """Stages do not run out while nobody can be heard, and have time left when the broker is back."""
@@ -253,7 +282,9 @@ class Service:
         for effect in effects:
             match effect:
                 case Expect():  # says what may come in, and nothing to anybody
-                    self._transfers.expect(effect, self._clock())
+                    now = self._clock()
+                    self._transfers.expect(effect, now)
+                    self.budgets.announced(effect.device, effect.bytes, now)
                 case Note(cause, text):
                     self.store.event(cause, text)
                     log.info("%s", text)

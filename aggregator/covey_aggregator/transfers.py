@@ -12,7 +12,7 @@ from covey_protocol import topics
 from covey_protocol.chunks import WINDOW_BYTES, Piece, Reassembler, lacking, split, window_count
 from covey_protocol.effects import Deliver, Expect
 from covey_protocol.envelope import Context, sign
-from covey_protocol.errors import StaleError
+from covey_protocol.errors import RefusedError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import MAX_MODEL_BYTES, Have, Want
 from covey_protocol.payload import write
@@ -25,29 +25,42 @@ QUEUE_SECONDS = 30.0  # how long a transfer may stand still while others move: i
 @dataclass
 class _Incoming:
     digest: bytes
-    reassembler: Reassembler
+    total: int
     moved: float
     patience: float = STALL_SECONDS
     asked: float = float("-inf")
+    held: bool = False
+
+    def __post_init__(self) -> None:
+        """Expect the blob."""
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Forget what has come."""
+        self.held = False
+        self.reassembler = Reassembler(min(self.total, MAX_MODEL_BYTES))
+        self.reassembler.expect(self.digest, self.total)
 
 
 class Transfers:
     """One reassembly a device; nothing is taken that was not announced by a signed message.
 
+    All together take a bounded number of bytes. A transfer that finds no room is asked for again, as one that stalls
+    is; one that has stood still for long gives its room up.
+
     Args:
         fleet, key: For the messages that ask for missing pieces.
+        budget: Bytes that may be held for all devices; one transfer is taken however large it is.
     """
 
-    def __init__(self, fleet: str, key: SigningKey) -> None:
-        self._fleet, self._key = fleet, key
+    def __init__(self, fleet: str, key: SigningKey, budget: int = 1 << 30) -> None:
+        self._fleet, self._key, self._budget = fleet, key, budget
         self._by_device: dict[str, _Incoming] = {}
         self._moved = float("-inf")  # when a piece came last, whoever sent it
 
     def expect(self, effect: Expect, now: float) -> None:
         """Announce a device's blob; an earlier one that did not come is forgotten."""
-        reassembler = Reassembler(min(effect.bytes, MAX_MODEL_BYTES))
-        reassembler.expect(effect.digest, effect.bytes)
-        self._by_device[effect.device] = _Incoming(effect.digest, reassembler, now)
+        self._by_device[effect.device] = _Incoming(effect.digest, effect.bytes, now)
 
     def add(self, device: str, piece: Piece, now: float) -> bytes | None:
         """Take a piece; return the blob when it is whole; errors as ``Reassembler.add``."""
@@ -55,13 +68,31 @@ class Transfers:
         if incoming is None:
             Reassembler(0).add(piece)  # refuses: nobody announced it
             return None
+        if not incoming.held:
+            self._make_room(incoming, now)
         blob = incoming.reassembler.add(piece)
+        incoming.held = True  # from its first piece on, all of it is reserved
         self._moved = now
         if incoming.reassembler.news:
             incoming.moved, incoming.patience = now, STALL_SECONDS
         if blob is not None and piece.digest == incoming.digest:
             self._by_device.pop(device)
         return blob
+
+    def _make_room(self, wanted: _Incoming, now: float) -> None:
+        """Let transfers that stand still give way to one that begins.
+
+        Raises:
+            RefusedError: There is no room; its pieces will be asked for.
+        """
+        held = sum(each.total for each in self._by_device.values() if each.held)
+        for each in sorted((each for each in self._by_device.values() if each.held), key=lambda each: each.moved):
+            if held + wanted.total <= self._budget or now - each.moved < QUEUE_SECONDS:
+                break
+            each.begin_again()
+            held -= each.total
+        if held and held + wanted.total > self._budget:
+            raise RefusedError(f"{held} bytes of vectors are on their way already", cause="budget")
 
     def stalled(self, now: float) -> list[Deliver]:
         """Tell devices whose transfers do not move which pieces are here, ever more rarely.

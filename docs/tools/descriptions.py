@@ -64,6 +64,19 @@ DESCRIPTIONS = {
     "FirmwareProfile.backoff_base": "Ceiling of the first wait before a new connection, in seconds.",
     "FirmwareProfile.backoff_cap": "Ceiling of all such waits. Not below `backoff_base`.",
     "FirmwareProfile.sleep": "The device suspends between the stages of a round.",
+    "ServerSettings.budgets": "What senders may ask for: [floods](security.md#floods). A rate of 0 is no limit.",
+    "BudgetSettings.messages_per_second": (
+        "Messages that a device may send in the long run. A STATE counts as ten, a JOIN as five; pieces of a masked "
+        "vector that it has announced do not count."
+    ),
+    "BudgetSettings.messages_burst": "As many at once.",
+    "BudgetSettings.bytes_per_second": "Bytes that a device may send in the long run, beside announced vectors.",
+    "BudgetSettings.bytes_burst": "As many at once.",
+    "BudgetSettings.newcomers_per_second": "New names that may show an identity; 0 lets anybody send anything.",
+    "BudgetSettings.newcomers_burst": "As many at once; those beyond it come from the broker's retained states later.",
+    "BudgetSettings.reassembly_bytes": (
+        "Memory for masked vectors that are on their way. Devices beyond it are asked for theirs a little later."
+    ),
     # TASK.yaml
     "Task.name": "The task's name. It stands in topics and signatures, and is used once in a home's life.",
     "Task.bundle": "The trainable bundle that `covey model build` wrote; a relative path starts at this file.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,8 +24,10 @@ from tests.aggregator.live import Agents, Clock, Live, Tap, enrol_agent, live_ho
 
 import covey_aggregator.coordinator
 import covey_aggregator.service
+from covey_aggregator.budgets import BudgetSettings
 from covey_aggregator.combine import Combined, combine
-from covey_aggregator.home import SETTINGS_FILE, open_server
+from covey_aggregator.home import SETTINGS_FILE, ServerHome, open_server
+from covey_aggregator.operator import OperatorHome
 from covey_aggregator.service import Service
 from covey_aggregator.task import Attestation
 from covey_modelkit.build import build_bundle
@@ -68,11 +72,17 @@ def places(device: str) -> list[str]:
     return [f"covey/v1/{FLEET}/dev/{device}/up/{kind}" for kind in kinds]
 
 
+def unlimited(operator: OperatorHome, home: ServerHome) -> tuple[OperatorHome, ServerHome]:
+    """Take all budgets away, so that everything that arrives is read."""
+    budgets = BudgetSettings(messages_per_second=0, bytes_per_second=0, newcomers_per_second=0)
+    return operator, dataclasses.replace(home, settings=msgspec.structs.replace(home.settings, budgets=budgets))
+
+
 def test_garbage_on_every_topic_is_counted_said_once_and_stops_nothing(
     mosquitto: RunningBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "covey.aggregator")
-    operator, home = live_homes(tmp_path, mosquitto)
+    operator, home = unlimited(*live_homes(tmp_path, mosquitto))
     names = ["pi-0", "pi-1", "pi-2", "pi-3"]
     with Tap(mosquitto, f"covey/v1/{FLEET}/pub/#") as tap, Live(home, clock=Clock()) as live:
 
@@ -105,7 +115,7 @@ def test_garbage_on_every_topic_is_counted_said_once_and_stops_nothing(
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a task and a known device that nobody has connected."""
     folder = tmp_path_factory.mktemp("idle")
-    operator, home = make_homes(folder)
+    operator, home = unlimited(*make_homes(folder))
     service = Service(home)
     service.store.add_task(make_task(folder))
     service.on_message(topics.up(FLEET, "pi-0", topics.STATE), Device("pi-0", operator, home).state())
