@@ -13,6 +13,8 @@ from covey_aggregator.reputation.sketches import Array
 
 _MOST = 3.0
 _UNSURE = 5
+_TAIL = 0.9
+_YOUNG = 2
 _WORST, _BEST = -1.5, 2.0
 
 
@@ -66,3 +68,14 @@ def disagreement(agreement: Agreement, spread: float, members: int, s: Settings)
     width = float(np.clip(spread * (1 + (_UNSURE / members) ** 2), 0.2, 1))
     below = 1 - np.clip(agreement.ratio(), _WORST, _BEST)
     return np.asarray(below / (width * max(1.0, width / s.spread_typical)))
+
+
+def bar(trusted: Array, ages: Array, s: Settings) -> Array:
+    """Return, for each device, the disagreement that hardly a trusted one reaches, now that honest devices disagree.
+
+    Args:
+        trusted: z of those who are the measure of an established fleet.
+        ages: Attested rounds of each device: an average of few is less sure.
+        s: The rule's parameters.
+    """
+    return np.maximum(s.alignment_from, float(np.quantile(trusted, _TAIL)) + s.outstanding * (1 + _YOUNG / ages))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from covey_aggregator.reputation.gate import Gate
 from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import Array, Mask
 
@@ -75,13 +76,14 @@ def largest_norm(buckets: int, s: Settings) -> float:
 def weigh(
     *,
     z: Array,
+    bar: Array,
     excess: Array,
     logs: Array,
     clone: Array,
     isolated: Array,
     relative_norms: Array,
     buckets: int,
-    gate: float,
+    gate: Gate,
     quarantined: Mask,
     excused: Array,
     s: Settings,
@@ -90,35 +92,38 @@ def weigh(
 
     Args:
         z: Disagreement with the centre, in spreads.
+        bar: What of it counts in spite of a shut gate; infinite where nothing does.
         excess: Scales by which norms lie above the reference.
         logs: L_i.
         clone: From 0 to 1.
         isolated: From 0 to 1.
         relative_norms: This round's norms over the usual one.
         buckets: k.
-        gate: κ.
+        gate: How far it is open.
         quarantined: Who takes no forgiveness from a shut gate.
         excused: What share of alignment, norm and clones does not count against a device, from 0 to 1. Norms that are
             absurd count as ever.
         s: The rule's parameters.
     """
     alignment = np.maximum(z - s.alignment_from, _BEST_ALIGNMENT)
-    norm = s.norm_weight * np.clip(excess - 1, 0, _MOST_EXCESS) * (logs > _NOTABLE_LOG)
-    spared = excused * (gate * (np.maximum(alignment, 0) + norm) + s.clone_weight * clone)
+    outstanding = gate.late * np.maximum(z - bar - s.drift, 0)
+    norm = gate.norms * s.norm_weight * np.clip(excess - 1, 0, _MOST_EXCESS) * (logs > _NOTABLE_LOG)
+    spared = excused * (gate.openness * (np.maximum(alignment, 0) + norm) + outstanding + s.clone_weight * clone)
     alignment = np.where(alignment > 0, (1 - excused) * alignment, alignment)
-    norm, clone = (1 - excused) * norm, (1 - excused) * clone
-    gated = alignment + norm - s.drift
-    gated = np.where(gated > 0, gate * gated - _SHUT * (1 - gate), np.where(quarantined, gate * gated, gated))
+    outstanding, norm, clone = (1 - excused) * outstanding, (1 - excused) * norm, (1 - excused) * clone
+    gated, shut = alignment + norm - s.drift, 1 - gate.openness
+    kept = np.where(quarantined, gate.openness * gated, gated)
+    gated = np.where(gated > 0, gate.openness * gated - _SHUT * shut, kept)
     clones, isolation = s.clone_weight * clone, s.isolation_weight * isolated
-    change = np.maximum(gated, -s.floor) + isolation + clones
+    change = np.maximum(gated, -s.floor) + outstanding + isolation + clones
     hard = np.where(clone >= 1, _CLONE, 0.0)
     hard = np.where(relative_norms < s.smallest_norm, _NOTHING, hard)
     hard = np.where(relative_norms > largest_norm(buckets, s), _HUGE, hard)
     absurd = np.where(clone >= 1, 0.0, hard)
     return Evidence(
         change=np.where(hard > 0, np.maximum(change, hard), change),
-        alignment=gate * alignment,
-        norm=np.maximum(gate * norm, absurd),
+        alignment=gate.openness * alignment + outstanding,
+        norm=np.maximum(gate.openness * norm, absurd),
         clones=clones,
         isolation=isolation,
         excused=spared,

@@ -51,9 +51,7 @@ def hold(hearing: Hearing, records: Mapping[str, Record], fleet: Fleet, cosines:
             name: _probed(records[name], record, hearing.probed.get(name, 0.0))
             for name, record in zip(seen, judged.records, strict=True)
         }
-    after = {
-        name: _answered(record, name in hearing.disputed, name in hearing.refused, s) for name, record in after.items()
-    }
+    after = {name: _answered(records[name], record, hearing, name, s) for name, record in after.items()}
     events = moves.events(after, records, s)
     after = {name: _moved(name, record, events.get(name), fleet.rounds) for name, record in after.items()}
 
@@ -95,15 +93,20 @@ def _probed(before: Record, after: Record, pull: float) -> Record:
     return msgspec.structs.replace(after, evidence=evidence, parts=msgspec.structs.replace(after.parts, pulls=pull))
 
 
-def _answered(record: Record, disputed: bool, refused: bool, s: Settings) -> Record:
-    """Take a dispute or a silence into a record, and keep its evidence within bounds."""
+def _answered(before: Record, record: Record, hearing: Hearing, name: str, s: Settings) -> Record:
+    """Take a dispute, a silence or an answer into a record, and keep its evidence within bounds."""
     parts = msgspec.structs.replace(
         record.parts,
-        disputes=s.dispute_weight if disputed else 0.0,
-        refusals=s.refusal_weight * refusals.weight(record.liveness) if refused else 0.0,
+        disputes=s.dispute_weight if name in hearing.disputed else 0.0,
+        refusals=s.refusal_weight * refusals.weight(record.liveness) if name in hearing.refused else 0.0,
     )
-    evidence = min(max(record.evidence + parts.disputes + parts.refusals, 0.0), s.worst)
-    return msgspec.structs.replace(record, parts=parts, evidence=evidence)
+    evidence, silence = record.evidence + parts.disputes + parts.refusals, record.silence + parts.refusals
+    if name in hearing.sketches and name not in hearing.refused:
+        back = min(silence, s.refusal_weight * refusals.credit(record.liveness))
+        forgiven = max(before.evidence - record.evidence, 0.0)  # by the round itself; the larger of the two counts
+        evidence, silence = evidence - max(back - forgiven, 0.0), silence - back
+    evidence = min(max(evidence, 0.0), s.worst)
+    return msgspec.structs.replace(record, parts=parts, evidence=evidence, silence=min(silence, evidence))
 
 
 def _moved(name: str, record: Record, event: str | None, rounds: int) -> Record:

@@ -79,7 +79,9 @@ def judge(
     log_norms += (1 - s.memory) * norms.logs(sketches.norms, usual)
     logs = log_norms / (1 - s.memory**ages)
 
-    near = clones.nearest(cosines, measure, s)
+    trusted = np.array([record.state is State.TRUSTED for record in records])
+    out = np.array([record.state in OUT for record in records])
+    near = clones.nearest(np.where(trusted[:, None] & out, 0.0, cosines), measure, s)
     clone = clones.clones(near, measure, s)
 
     found = fellows.cosines_with_fellows(page.past.astype(float), sketches.directions, measure, s)
@@ -99,23 +101,25 @@ def judge(
     new_spread = alignment.spread(agreement, middle)
     spread = s.memory * fleet.spread + (1 - s.memory) * new_spread if fleet.rounds else new_spread
     peak = max(usual, fleet.peak)
-    openness = gate.openness(
+    opened = gate.gate(
         norm_share=usual / peak,
         agreement=middle.usual,
         core_share=middle.share,
         clustering=clones.clustering(cosines, near, weights > 0),
         s=s,
     )
+    z = alignment.disagreement(agreement, spread, int(middle.core.sum()), s)
     weighed = evidence.weigh(
-        z=alignment.disagreement(agreement, spread, int(middle.core.sum()), s),
+        z=z,
+        bar=alignment.bar(z[measure], ages, s) if known else np.full(len(records), np.inf),
         excess=middle.norm.excess(logs),
         logs=logs,
         clone=clone,
         isolated=fellows.isolation(fellowship, measure, sketches.buckets, s),
         relative_norms=relative,
         buckets=sketches.buckets,
-        gate=openness,
-        quarantined=np.array([record.state in OUT for record in records]),
+        gate=opened,
+        quarantined=out,
         excused=excused,
         s=s,
     )
@@ -148,7 +152,7 @@ def judge(
         )
         for i, record in enumerate(records)
     )
-    return Judged(written, summable, openness, Fleet(rounds=fleet.rounds + 1, spread=_exact(spread), peak=peak))
+    return Judged(written, summable, opened.openness, Fleet(rounds=fleet.rounds + 1, spread=_exact(spread), peak=peak))
 
 
 def _exact(value: float) -> float:

@@ -18,6 +18,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
         key: Its present key.
         state: What the aggregator thinks of it.
         evidence: E, from 0.
+        silence: What of it refusals have left.
         age: Attested rounds in which it was judged.
         stay: How many of them since it came into its state.
         log_norm: L_i before its youth is corrected: moving average of the logarithm of its relative norm.
@@ -38,6 +39,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     key: bytes = b""
     state: State = State.PROBATION
     evidence: float = 0.0
+    silence: float = 0.0
     age: int = 0
     stay: int = 0
     log_norm: float = 0.0

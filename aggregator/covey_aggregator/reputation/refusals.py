@@ -2,7 +2,8 @@
 
 A refuser says nothing when it should send its sketch, its signature or its shares; so does a device on a bad link.
 Each answer and each silence is therefore weighed by how much likelier it is for a refuser, who is silent every other
-time, than for this device on its record: ln(½ / p) for a silence, where p is its own rate of loss in all other stages.
+time, than for this device on its record: ln(½ / p) for a silence, where p is its own rate of loss in all other stages,
+and ln(½ / (1 − p)) for an answer, which takes back what silences have added.
 A link that loses half of everything thus says nothing at all, and no link is a crime.
 """
 
@@ -41,6 +42,11 @@ class Liveness(msgspec.Struct, kw_only=True, frozen=True):
     def score(self) -> float:
         """1 for a device that always answers, 0 for one that never does."""
         return 1 - min(1.0, self.lost / self.asked) if self.asked else 1.0
+
+
+def credit(liveness: Liveness) -> float:
+    """Return how much an answer says for a device with this record; it takes back no more than silences have added."""
+    return max(math.log(2 * (1 - liveness.loss)), 0.0) if liveness.loss < 1 else 0.0
 
 
 def weight(liveness: Liveness) -> float:

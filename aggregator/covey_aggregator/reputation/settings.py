@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         band: Times the median norm beyond which an update is too large, before the sketch's own error.
         smallest_norm: Share of the median norm under which an update is as good as none.
         alignment_from: z₀: disagreement, in spreads, from which on it counts against a device.
+        outstanding: Spreads above nine tenths of the trusted from which on disagreement counts in spite of a shut gate.
         spread_typical: Relative spread of agreement in an ordinary fleet; with a wider one disagreement weighs less.
         norm_weight: Evidence for every scale by which a device's norms lie above the reference.
         clone_weight: Evidence for being a clone.
@@ -47,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ceiling: Most evidence that one round adds.
         gate_norm: Share of the largest median norm at which the gate begins to open.
         gate_norm_width: From there on it opens over this much.
+        gate_large: The same for what large norms say, over the same width.
         gate_agreement: Typical agreement at which the gate begins to open.
         gate_agreement_width: From there on it opens over this much.
         gate_clusters: Clustering of the fleet at which the gate is shut.
@@ -79,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fewest_neighbours: _Count = 3
     fellow_memory: _Share = 0.85
     fellow_share: _Share = 0.5
-    fellow_error: float = 1.25
+    fellow_error: float = 2.0
     clone_floor: _Share = 0.85
     clone_spread: _Positive = 3.5
     alike: _Share = 0.95
@@ -88,15 +90,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     band: _Positive = 2.5
     smallest_norm: _Share = 0.1
     alignment_from: _Positive = 3.5
+    outstanding: float = 1.5
     spread_typical: _Positive = 0.3
     norm_weight: float = 1.25
     clone_weight: float = 2.0
-    isolation_weight: float = 1.5
+    isolation_weight: float = 2.5
     drift: float = 0.3
     floor: _Positive = 0.5
     ceiling: _Positive = 2.5
     gate_norm: _Share = 0.4
     gate_norm_width: _Positive = 0.15
+    gate_large: _Share = 0.5
     gate_agreement: _Share = 0.11
     gate_agreement_width: _Positive = 0.07
     gate_clusters: _Positive = 0.85

@@ -10,6 +10,7 @@ import pytest
 from covey_aggregator.reputation import Settings, alignment, centre, clones, evidence, fellows, gate, norms
 from covey_aggregator.reputation.alignment import Agreement
 from covey_aggregator.reputation.fellows import Fellowship
+from covey_aggregator.reputation.gate import Gate
 from covey_aggregator.reputation.history import Page
 from covey_aggregator.reputation.sketches import Array
 
@@ -207,12 +208,34 @@ def test_isolation_needs_more_than_an_error_of_the_sketch() -> None:
 # Gate
 
 
+OPEN: dict[str, Any] = {"norm_share": 1.0, "agreement": 0.3, "core_share": 0.9, "clustering": 0.4, "s": S}
+
+
 def test_the_gate_shuts_for_each_of_its_reasons() -> None:
-    open_: dict[str, Any] = {"norm_share": 1.0, "agreement": 0.3, "core_share": 0.9, "clustering": 0.4, "s": S}
-    assert gate.openness(**open_) == 1
+    assert gate.gate(**OPEN) == Gate(1, 1, 1)
     for reason in ({"norm_share": 0.4}, {"agreement": 0.11}, {"core_share": 0.4}, {"clustering": 0.9}):
-        assert gate.openness(**open_ | reason) == 0
-    assert 0 < gate.openness(**open_ | {"norm_share": 0.45, "agreement": 0.15}) < 1
+        assert gate.gate(**OPEN | reason).openness == 0
+    assert 0 < gate.gate(**OPEN | {"norm_share": 0.45, "agreement": 0.15}).openness < 1
+
+
+def test_only_a_fleet_with_one_centre_has_a_late_hour() -> None:
+    for reason in ({"norm_share": 0.4}, {"agreement": 0.11}):
+        assert gate.gate(**OPEN | reason).late == 1
+    for reason in ({"core_share": 0.4}, {"clustering": 0.9}):
+        assert gate.gate(**OPEN | reason | {"norm_share": 0.4}).late == 0
+    assert gate.gate(**OPEN).late == 0
+
+
+def test_large_norms_say_nothing_sooner_than_disagreement() -> None:
+    found = gate.gate(**OPEN | {"norm_share": 0.5})
+    assert found.openness > 0.6 and found.norms == 0
+
+
+def test_the_bar_lies_above_what_the_trusted_do_and_higher_for_the_young() -> None:
+    trusted = np.linspace(-2, 4, 101)
+    bars = alignment.bar(trusted, np.array([2, 10, 1000]), S)
+    assert bars[0] > bars[1] > bars[2] == pytest.approx(np.quantile(trusted, 0.9) + S.outstanding, abs=0.01)
+    assert (alignment.bar(np.zeros(30), np.full(3, 100), S) == S.alignment_from).all()
 
 
 # Evidence
@@ -222,13 +245,14 @@ def weighed(**fields: Any) -> evidence.Evidence:
     """Weigh one device that is as usual in all but what is given."""
     usual: dict[str, Any] = {
         "z": np.zeros(1),
+        "bar": np.full(1, np.inf),
         "excess": np.zeros(1),
         "logs": np.zeros(1),
         "clone": np.zeros(1),
         "isolated": np.zeros(1),
         "relative_norms": np.ones(1),
         "buckets": 16,
-        "gate": 1.0,
+        "gate": Gate(1, 1, 1),
         "quarantined": np.zeros(1, bool),
         "excused": np.zeros(1),
         "s": S,
@@ -260,14 +284,29 @@ def test_every_part_counts_and_is_shown(part: str, fields: dict[str, float]) -> 
 
 
 def test_the_gate_holds_back_alignment_and_norm_and_nothing_else() -> None:
-    assert weighed(z=9.0, excess=4.0, logs=1.0, gate=0.0).change[0] == pytest.approx(-0.1)
+    assert weighed(z=9.0, excess=4.0, logs=1.0, gate=Gate(0, 1, 0)).change[0] == pytest.approx(-0.1)
     for fields in ({"clone": 1.0}, {"isolated": 1.0}, {"relative_norms": 9.0}, {"relative_norms": 0.01}):
-        assert weighed(gate=0.0, **fields).change[0] >= 1
+        assert weighed(gate=Gate(0, 1, 0), **fields).change[0] >= 1
+
+
+def test_a_shut_gate_lets_pass_what_stands_out_among_the_trusted() -> None:
+    late, clusters = Gate(0, 0, 1), Gate(0, 0, 0)
+    assert weighed(z=8.0, bar=5.0, gate=late).change[0] == pytest.approx(3 - S.drift - 0.1)
+    assert weighed(z=8.0, bar=5.0, gate=late).alignment[0] > 2
+    excused = weighed(z=8.0, bar=5.0, gate=late, excused=1.0)
+    assert excused.change[0] < 0 and excused.excused[0] > 2
+    assert weighed(z=4.9, bar=5.0, gate=late).change[0] < 0
+    assert weighed(z=8.0, bar=5.0, gate=clusters).change[0] < 0
+    assert weighed(z=8.0, gate=late).change[0] < 0
+
+
+def test_large_norms_pass_a_gate_of_their_own() -> None:
+    assert weighed(excess=4.0, logs=1.0, z=3.0, gate=Gate(1, 0, 1)).norm[0] == 0
 
 
 def test_a_shut_gate_forgives_nobody_in_quarantine() -> None:
-    assert weighed(gate=0.0, quarantined=True).change[0] == 0
-    assert weighed(gate=0.0, quarantined=False).change[0] < 0
+    assert weighed(gate=Gate(0, 0, 0), quarantined=True).change[0] == 0
+    assert weighed(gate=Gate(0, 0, 0), quarantined=False).change[0] < 0
 
 
 def test_a_small_excess_of_norm_is_nobodys_fault() -> None:

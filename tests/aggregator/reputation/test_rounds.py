@@ -173,6 +173,64 @@ def test_a_refuser_is_expelled_and_a_flaky_link_is_not() -> None:
     assert world.book.standing("d-004").liveness < 0.8 < world.book.standing("d-003").liveness
 
 
+def test_answers_take_back_what_silences_have_added() -> None:
+    """A device on a bad link that differs from others, so that no round forgives it anything."""
+    world = established(settings=Settings(floor=0.001))
+    world.play(1, absent=["d-003"])
+    sketches = {name: sketch for name, sketch in world.sketches().items() if name != "d-003"}
+    world.book.settle(world.book.ruling(sketches, refused=["d-003"]))
+    doubt = world.book.standing("d-003").evidence
+    assert doubt > 1
+    world.play(1)
+    assert 0 < world.book.standing("d-003").evidence < doubt - 0.2
+    world.play(4)
+    assert world.book.standing("d-003").evidence == 0
+
+
+def test_an_answer_takes_back_nothing_but_silences() -> None:
+    world = established(settings=Settings(floor=0.001))
+    world.book.settle(world.book.ruling(world.sketches(), enforce=False, disputed=["d-003"]))
+    world.play(5)
+    assert world.book.standing("d-003").evidence > 1.4
+
+
+def test_who_is_in_quarantine_cannot_frame_the_trusted() -> None:
+    world = established(40)
+    gang, victim = world.names[:10], world.names[20]
+    for name in gang:
+        world.book.quarantine(name, "they were caught")
+    for _ in range(12):
+        sketches = world.sketches()
+        for name in gang:
+            sketches[name] = sketches[victim] * 1.001
+        ruling = world.book.settle(world.book.ruling(sketches))
+        assert ruling.verdicts[victim].parts.clones == 0 and victim in ruling.accepted
+        assert ruling.verdicts[gang[0]].parts.clones > 0 or ruling.round < 12
+    assert world.states([victim]) == {State.TRUSTED}
+
+
+def test_who_was_hardly_seen_while_the_fleet_agreed_is_found_later() -> None:
+    """Devices that turn everything round and took part twice only before the model had learnt nearly all it could."""
+    world = World(80, hostile=dict.fromkeys(range(8), flipped), strength=1.5)
+    world.play(9, absent=list(world.attacks))
+    assert world.book.established
+    world.strength = 0.3
+    ruling = world.play(12, absent=list(world.attacks))
+    assert ruling.gate == 0
+    world.play(30)
+    assert world.states(world.honest) == {State.TRUSTED}
+    assert world.states(world.attacks) <= {State.QUARANTINED, State.SUSPECT}
+
+
+def test_in_a_fleet_that_nobody_knows_yet_nothing_stands_out() -> None:
+    """Where little is left to learn and nobody is trusted, a few who disagree may as well be right."""
+    world = World(40, hostile=dict.fromkeys(range(2), flipped), strength=0.3, settings=Settings(probation=100))
+    world.play(5)
+    for _ in range(15):
+        ruling = world.play()
+        assert ruling.gate == 0 and max(v.parts.alignment for v in ruling.verdicts.values()) <= 0
+
+
 def test_liveness_is_no_part_of_the_score() -> None:
     world = established()
     for _ in range(50):
