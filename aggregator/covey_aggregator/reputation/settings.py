@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     alignment_from: _Positive = 3.5
     outstanding: float = 1.5
     spread_typical: _Positive = 0.3
-    norm_weight: float = 1.25
+    norm_weight: float = 1.75
     clone_weight: float = 2.0
     isolation_weight: float = 2.5
     drift: float = 0.3
