@@ -17,6 +17,7 @@ import click
 from covey_agent.connect import RunningAgent
 from covey_agent.first_boot import BOOT_FOLDERS, PATTERN, enrol_from_boot, open_or_enrol
 from covey_agent.home import STATUS_FILE, enrol, open_home
+from covey_agent.rotation import rotate
 from covey_agent.status import read_status
 from covey_agent.wallclock import synchronised_time
 from covey_protocol import __version__
@@ -105,6 +106,22 @@ def run_command(home: Path, boot: Path | None) -> None:
         "%s of fleet %s, broker %s:%s", enrolled.device, enrolled.fleet, options.host, options.port
     )
     running.run()
+
+
+@cli.command("rotate")
+@home_option
+def rotate_command(home: Path) -> None:
+    """Change this device's key: the old one signs for the new, and is destroyed once the fleet has shown that it knows.
+
+    Name, reputation and what the device has spent stay. An agent that runs uses the new key from its next start on.
+
+    \b
+    Example:
+      covey-agent rotate && systemctl restart covey-agent
+    """
+    enrolled = rotate(home)
+    key = bytes(enrolled.key.verify_key).hex()
+    click.echo(f"{enrolled.device} has key {key} from now on; start the agent again if it runs")
 
 
 @cli.command("status")

@@ -141,7 +141,7 @@ class Courier:
             payload,
             fleet=self._home.fleet,
             device=self._home.device,
-            own_key=bytes(self._home.key.verify_key),
+            own_keys=self._home.keys,
             aggregator_key=aggregator_key,
         )
         had = ledger.forgotten

@@ -3,6 +3,7 @@
 ::
 
     device.key      the device's Ed25519 seed, made here, mode 0600
+    device.next     the one that follows it, while the fleet has not shown that it knows it; see ``rotation``
     identity.cbor   fleet, chain, operator key, delegation, policy, broker
     agent.yaml      the owner's settings
     agent.db        ledger and outbox
@@ -31,7 +32,7 @@ from covey_protocol.payload import Key, Name, Payload, prepare, read, write
 from covey_protocol.policy import Policy, verify_policy
 from covey_protocol.provisioning import Broker, Certificate, Provisioning
 
-KEY_FILE = "device.key"
+KEY_FILE, NEXT_KEY_FILE = "device.key", "device.next"
 IDENTITY_FILE = "identity.cbor"
 DATABASE_FILE = "agent.db"
 BLOBS = "blobs"
@@ -56,7 +57,7 @@ class StoredIdentity(Payload, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class AgentHome:
-    """An enrolled device: its key, its chain and what it trusts."""
+    """An enrolled device: its key, its chain and what it trusts; ``keys`` are all public keys that it has had."""
 
     path: Path
     key: SigningKey = field(repr=False)
@@ -64,6 +65,7 @@ class AgentHome:
     delegation: Delegation
     policy: Policy
     config: AgentConfig
+    keys: tuple[bytes, ...] = ()
 
     @property
     def fleet(self) -> str:
@@ -141,7 +143,6 @@ def open_home(home: Path) -> AgentHome:
     path = home / IDENTITY_FILE
     if not path.exists():
         raise ConfigError(f"{home}: not enrolled; run `covey-agent enrol BUNDLE --home {home}`")
-    key = _read_key(home / KEY_FILE)
     try:
         stored = read(StoredIdentity, path.read_bytes())
         who = identity.verify_chain(
@@ -151,10 +152,23 @@ def open_home(home: Path) -> AgentHome:
         policy = verify_policy(stored.policy, operator_key=stored.operator_key, fleet=stored.fleet)
     except (OSError, CoveyError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
-    if who.key != bytes(key.verify_key):
-        raise ConfigError(f"{home / KEY_FILE}: not the key that {path} was made for")
+    key = own_key(home, who.key)
     (home / BLOBS).mkdir(exist_ok=True, mode=0o700)
-    return AgentHome(home, key, stored, delegation, policy, load_config(home / CONFIG_FILE))
+    return AgentHome(home, key, stored, delegation, policy, load_config(home / CONFIG_FILE), who.keys)
+
+
+def own_key(home: Path, public_key: bytes) -> SigningKey:
+    """Return the key that a chain ends with, which may be the one that is to follow.
+
+    Raises:
+        ConfigError: Neither is that.
+    """
+    there = [name for name in (KEY_FILE, NEXT_KEY_FILE) if (home / name).exists()]
+    for name in there or [KEY_FILE]:
+        key = _read_key(home / name)
+        if bytes(key.verify_key) == public_key:
+            return key
+    raise ConfigError(f"{home / KEY_FILE}: not the key that {home / IDENTITY_FILE} was made for")
 
 
 def _device_key(home: Path) -> SigningKey:

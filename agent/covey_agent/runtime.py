@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from covey_agent import authority
+from covey_agent import authority, rotation
 from covey_agent.authority import Authority
 from covey_agent.blobs import BlobStore, PieceLog
 from covey_agent.courier import STARTS, Courier
@@ -375,6 +375,8 @@ class Agent:
         effects = part.round.receive(kind, payload)
         with self._declining(part, part.round):
             self._courier.carry(effects, part.task)
+        if kind == topics.ROSTER and self.home.stored.chain.renewals:
+            rotation.confirmed(self.home)
         if kind == topics.CLOSE and part.round.closed is not None:
             for blob in part.close(part.round.closed):
                 self._fetcher.want(blob.digest, blob.bytes, self._clock())

@@ -13,6 +13,7 @@ from covey_aggregator.cli_passphrase import passphrase_option
 from covey_aggregator.home import DATABASE_FILE, open_server
 from covey_aggregator.revocations import read_stored, revoke
 from covey_aggregator.store import Store
+from covey_protocol.envelope import KEY_BYTES
 from covey_protocol.errors import ConfigError
 from covey_protocol.revocation import Revocation
 
@@ -53,7 +54,8 @@ def revoke_command(
     tokens = [token for token, owner in store.tokens().items() if owner == name]
     if not tokens:
         raise ConfigError(f"there is no device {name!r}, and no bundle for it; see `covey device list`")
-    keys = {row.token: row.key for row in store.devices()} | store.pins()
+    pins = {token: keys[-KEY_BYTES:] for token, keys in store.pins().items()}  # the newest of each
+    keys = {row.token: row.key for row in store.devices()} | pins
     entries = [Revocation(token=token, key=keys.get(token, b""), device=name, reason=category) for token in tokens]
     known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
     found = revoke(operator, entries, known) if operator is not None else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from covey_aggregator.store import DeviceRow, Store
 from covey_protocol import envelope, identity, topics
 from covey_protocol.digest import short
-from covey_protocol.envelope import Context
+from covey_protocol.envelope import KEY_BYTES, Context
 from covey_protocol.errors import RefusedError, StaleError
 from covey_protocol.messages import Recall, State
 from covey_protocol.payload import read
@@ -37,7 +37,11 @@ class Registry:
 
     def __init__(self, trust: Trust, store: Store) -> None:
         self._trust, self._store = trust, store
-        self._rows = {row.name: row for row in store.devices()}
+        pins = trust.pins  # which know the newest key of a device that has changed it
+        self._rows = {
+            row.name: dataclasses.replace(row, key=pins.pinned(row.token)[-KEY_BYTES:] or row.key)
+            for row in store.devices()
+        }
         self._gone: set[str] = set()
         self.drop_revoked()
         self.sequences = {row.name: row.sequence for row in self._rows.values()}
@@ -68,7 +72,7 @@ class Registry:
         if device in self._gone:
             raise RefusedError(f"{device!r} was revoked; its name is not given again", cause="revoked")
         known = self._rows.get(device)
-        if known is not None and known.key != who.key:
+        if known is not None and known.key not in who.keys:
             raise RefusedError(
                 f"{device!r} is known with key {short(known.key)} and now shows key {short(who.key)}",
                 cause="second-key",
@@ -76,8 +80,8 @@ class Registry:
         if known is not None and state.counter < known.counter:
             cause = WENT_BACK if state.status == "online" else "replayed"
             raise StaleError(f"state of {device!r} is older than the last one", cause=cause)
-        self._store.pin(who.token, who.key)
         self._trust.pins.pin(who)
+        self._store.pin(who.token, self._trust.pins.pinned(who.token))
         row = DeviceRow(
             name=device,
             key=who.key,

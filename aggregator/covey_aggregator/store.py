@@ -283,12 +283,16 @@ class Store:
         return rows[0] if rows else (b"", b"")
 
     def pins(self) -> dict[bytes, bytes]:
-        """Return which key each token was seen with."""
+        """Return which keys each token was seen with."""
         return dict(self._do("SELECT token, key FROM pins"))
 
-    def pin(self, token: bytes, key: bytes) -> None:
-        """Bind a token to a key; the first binding stays."""
-        self._change("INSERT OR IGNORE INTO pins VALUES (?, ?)", token, key)
+    def pin(self, token: bytes, keys: bytes) -> None:
+        """Bind a token to its keys, as ``PinnedKeys`` returns them; they only grow."""
+        self._change(
+            "INSERT INTO pins VALUES (?, ?) ON CONFLICT (token) DO UPDATE SET key = excluded.key "
+            "WHERE substr(excluded.key, 1, length(key)) = key",
+            *(token, keys),
+        )
 
     def invite(self, name: str, profile: str, not_after: int, token: bytes) -> None:
         """Remember that a provisioning bundle was made, and the digest of its token."""

@@ -277,7 +277,7 @@ class DeviceRound:
         body_out = Shares(leaves=self._leaves, entries=entries)
         marks: list[Effect] = [self._ledger.saw_peer(peer.name, peer.join.sequence) for peer in peers]
         for member in checked.members:
-            marks += self._ledger.pin(member.token, member.key)
+            marks += self._ledger.pin(member.token, self._trust.pins.pinned(member.token))
         rostered = self._ledger.rostered(self.opened.task, checked.digest)
         return [*marks, rostered, Send(topics.SHARES, self._sign(topics.SHARES, body_out, checked.digest))]
 

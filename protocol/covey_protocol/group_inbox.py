@@ -156,6 +156,8 @@ class GroupInbox(GroupState):
             raise RefusedError(f"{name!r} is not in group {self.grouping.group}", cause="roster")
         bound = self.roster.digest if self.roster is not None else self.grouping.digest()
         context = self.opened.context(self._trust.fleet, topics.DECLINE, name, bound)
+        if name in self._joins:
+            key = self._joins[name][1].key  # which may have followed the epoch's
         decline = read(Decline, envelope.verify(message, context, key))
         if self.roster is None:
             self._joins.pop(name, None)

@@ -201,7 +201,7 @@ class GroupRound(GroupInbox):
             manifest=self.opened.digest, joins=[(name, self._joins[name][0]) for name in names], t=t, a_min=a_min
         )
         members = tuple(
-            Member(place, name, member.key, member.token, member.join)
+            Member(place, name, member.key, member.token, member.join, member.former)
             for place, (name, (_, member)) in enumerate((name, self._joins[name]) for name in names)
         )
         self._roster_body = write(body)

@@ -2,7 +2,7 @@
 
 ::
 
-    operator key ──signs──> token (key, device name, fleet, profile, expiry) ──endorses──> device key
+    operator key ──signs──> token (key, device name, fleet, profile, expiry) ──endorses──> device key ──renews──> …
                  ──signs──> delegation (the aggregator's key)
                  ──signs──> policy (floors that no aggregator can lower)
 
@@ -22,12 +22,13 @@ from nacl.signing import SigningKey
 from covey_protocol import envelope, topics
 from covey_protocol.digest import digest, short
 from covey_protocol.envelope import Context
-from covey_protocol.errors import RefusedError, SignatureError
+from covey_protocol.errors import ConfigError, RefusedError, SignatureError, StaleError
 from covey_protocol.payload import Digest, Key, Name, Payload, prepare, read, write
 
 OPERATOR = "operator"
 AGGREGATOR = "aggregator"
 _MAX_CERTIFICATE_BYTES = 2048
+RENEWALS_MAX = 16
 Time = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -46,11 +47,19 @@ class Endorsement(Payload, frozen=True, kw_only=True):
     device_key: Key
 
 
-class Chain(Payload, frozen=True, kw_only=True):
-    """A device's identity as it travels: the two signed certificates."""
+class Renewal(Payload, frozen=True, kw_only=True):
+    """A device key's word for the key that follows it; ``generation`` counts from 1."""
+
+    device_key: Key
+    generation: Annotated[int, msgspec.Meta(ge=1, le=RENEWALS_MAX)]
+
+
+class Chain(Payload, frozen=True, kw_only=True, omit_defaults=True):
+    """A device's identity as it travels: the two signed certificates, and one for every change of its key since."""
 
     token: bytes
     endorsement: bytes
+    renewals: Annotated[list[bytes], msgspec.Meta(max_length=RENEWALS_MAX)] = msgspec.field(default_factory=list)
 
 
 class Delegation(Payload, frozen=True, kw_only=True):
@@ -63,12 +72,26 @@ class Delegation(Payload, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """A checked chain."""
+    """A checked chain.
+
+    Attributes:
+        name: The device.
+        key: Its present key.
+        token: Digest of the token: the slot that one identity fills.
+        profile: Its firmware profile.
+        former: The keys that it had before, oldest first.
+    """
 
     name: str
     key: bytes
-    token: bytes  # digest of the token: the slot that one identity fills
+    token: bytes
     profile: str
+    former: tuple[bytes, ...] = ()
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """All keys that it has had, the present one last."""
+        return (*self.former, self.key)
 
 
 def issue_token(
@@ -83,6 +106,20 @@ def endorse(token_secret: SigningKey, fleet: str, device: str, device_key: bytes
     """Return the endorsement of a device key by its token key."""
     body = write(Endorsement(device_key=device_key))
     return envelope.sign(body, _context(fleet, "endorsement", device), token_secret)
+
+
+def renew(chain: Chain, old: SigningKey, fleet: str, device: str, new_key: bytes) -> Chain:
+    """Return the chain of a device that changes its key: the old one signs for the new.
+
+    Raises:
+        ConfigError: It has done so too often; the operator has to enrol it anew.
+    """
+    if len(chain.renewals) >= RENEWALS_MAX:
+        raise ConfigError(f"{device!r} has changed its key {RENEWALS_MAX} times: enrol it anew, under another name")
+    body = write(Renewal(device_key=new_key, generation=len(chain.renewals) + 1))
+    context = _renewal_context(fleet, device, chain.token)
+    renewals = [*chain.renewals, envelope.sign(body, context, old)]
+    return Chain(token=chain.token, endorsement=chain.endorsement, renewals=renewals)
 
 
 def issue_delegation(operator: SigningKey, fleet: str, key: bytes, version: int, not_after: int) -> bytes:
@@ -120,10 +157,10 @@ def read_token(data: bytes, *, operator_key: bytes, fleet: str, device: str, now
 def verify_chain(
     chain: Chain, *, operator_key: bytes, fleet: str, device: str, now: int | None = None
 ) -> DeviceIdentity:
-    """Follow operator → token → device key.
+    """Follow operator → token → device key → the keys that followed it.
 
     Args:
-        chain: The two certificates.
+        chain: The certificates.
         operator_key: The trust anchor from the provisioning bundle.
         fleet: The fleet that both certificates must name.
         device: The name that the sender goes by.
@@ -136,8 +173,14 @@ def verify_chain(
     token = read_token(chain.token, operator_key=operator_key, fleet=fleet, device=device, now=now)
     context = _context(fleet, "endorsement", device)
     body = envelope.open_signed(chain.endorsement, context, token.token_key, max_bytes=_MAX_CERTIFICATE_BYTES)
-    key = read(Endorsement, body).device_key
-    return DeviceIdentity(device, key, token_id(chain.token), token.profile)
+    keys = [read(Endorsement, body).device_key]
+    for generation, data in enumerate(chain.renewals, 1):
+        context = _renewal_context(fleet, device, chain.token)
+        renewal = read(Renewal, envelope.open_signed(data, context, keys[-1], max_bytes=_MAX_CERTIFICATE_BYTES))
+        if renewal.generation != generation or renewal.device_key in keys:
+            raise SignatureError(f"the changes of {device!r}'s key are not in order", cause="chain")
+        keys.append(renewal.device_key)
+    return DeviceIdentity(device, keys[-1], token_id(chain.token), token.profile, tuple(keys[:-1]))
 
 
 def token_id(token: bytes) -> Digest:
@@ -149,42 +192,65 @@ def token_id(token: bytes) -> Digest:
 
 
 class PinnedKeys:
-    """Which key each token has been seen with; the first one stays."""
+    """Which keys each token has been seen with, in the order in which each signed for the next; the first ones stay.
+
+    Args:
+        pins: What ``pinned`` has returned, by token.
+    """
 
     def __init__(self, pins: dict[bytes, bytes] | None = None) -> None:
-        self._pins: dict[bytes, bytes] = {}
+        self._pins: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens: dict[bytes, list[bytes]] = {}
-        for token, key in (pins or {}).items():
-            self._bind(token, key)
+        for token, keys in (pins or {}).items():
+            self._bind(token, tuple(keys[at : at + 32] for at in range(0, len(keys), 32)))
 
     def tokens_of(self, key: bytes) -> list[bytes]:
         """Return the tokens that a key was seen with."""
         return self._tokens.get(key, [])
 
+    def pinned(self, token: bytes) -> bytes:
+        """Return a token's keys in one string, as they are kept."""
+        return b"".join(self._pins.get(token, ()))
+
     def check(self, identity: DeviceIdentity) -> None:
-        """Raise RefusedError, naming both keys, if this token is already bound to another key."""
-        pinned = self._pins.get(identity.token)
-        if pinned is not None and pinned != identity.key:
-            raise RefusedError(
-                f"token of {identity.name!r} is bound to key {short(pinned)} and was also used "
-                f"for key {short(identity.key)}",
-                cause="second-key",
+        """Refuse an identity whose keys are not those that this token was seen with, or follow them.
+
+        Raises:
+            RefusedError: The token was used for two keys, or one key has signed for two; both are named.
+            StaleError: It shows a key that another one has followed.
+        """
+        pinned = self._pins.get(identity.token, ())
+        for known, shown in zip(pinned, identity.keys, strict=False):
+            if known != shown:
+                raise RefusedError(
+                    f"token of {identity.name!r} is bound to key {short(known)} and was also used "
+                    f"for key {short(shown)}",
+                    cause="second-key",
+                )
+        if len(pinned) > len(identity.keys):
+            raise StaleError(
+                f"{identity.name!r} shows key {short(identity.key)}, which {short(pinned[-1])} has followed",
+                cause="former-key",
             )
 
     def pin(self, identity: DeviceIdentity) -> None:
-        """Bind token to key, after ``check``."""
+        """Bind token to keys, after ``check``."""
         self.check(identity)
-        self._bind(identity.token, identity.key)
+        self._bind(identity.token, identity.keys)
 
-    def _bind(self, token: bytes, key: bytes) -> None:
-        if token not in self._pins:
-            self._pins[token] = key
+    def _bind(self, token: bytes, keys: tuple[bytes, ...]) -> None:
+        for key in keys[len(self._pins.get(token, ())) :]:
             self._tokens.setdefault(key, []).append(token)
+        self._pins[token] = keys
 
 
 def _check_expiry(what: str, not_after: int, now: int | None) -> None:
     if now is not None and not_after and now > not_after:
         raise SignatureError(f"{what} expired at Unix time {not_after}", cause="expired")
+
+
+def _renewal_context(fleet: str, device: str, token: bytes) -> Context:
+    return _context(fleet, "renewal", device).with_(roster=token_id(token))
 
 
 def _context(fleet: str, kind: str, sender: str, recipient: str = "") -> Context:

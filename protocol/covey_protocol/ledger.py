@@ -240,10 +240,11 @@ class DeviceLedger:
                 counts[group] = counts.get(group, 0) + 1
         return counts
 
-    def pin(self, token: bytes, key: bytes) -> list[Remember]:
-        """Mark which key a peer's token was seen with."""
+    def pin(self, token: bytes, keys: bytes) -> list[Remember]:
+        """Mark which keys a peer's token was seen with, as ``PinnedKeys`` returns them; they only grow."""
         mark = f"pin/{token.hex()}"
-        return [] if mark in self._rows else [self._remember(mark, key)]
+        known = self._rows.get(mark, b"")
+        return [self._remember(mark, keys)] if keys != known and keys.startswith(known) else []
 
     def pins(self) -> dict[bytes, bytes]:
         """Return the keys that peers' tokens were seen with."""

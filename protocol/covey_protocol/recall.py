@@ -8,13 +8,15 @@ trust nobody to jump ahead of it; and how many joins it has forgotten bounds how
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nacl.signing import SigningKey
 
 from covey_protocol import envelope, topics
-from covey_protocol.envelope import Context
-from covey_protocol.errors import StaleError
+from covey_protocol.envelope import Context, Envelope
+from covey_protocol.errors import SignatureError, StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Join, Recall, State
 from covey_protocol.payload import read, write
@@ -36,14 +38,14 @@ def write_recall(recall: Recall, *, fleet: str, device: str, key: SigningKey) ->
     return envelope.sign(write(recall), _context(fleet, device), key)
 
 
-def read_recall(data: bytes, *, fleet: str, device: str, own_key: bytes, aggregator_key: bytes) -> Recalled:
+def read_recall(data: bytes, *, fleet: str, device: str, own_keys: Sequence[bytes], aggregator_key: bytes) -> Recalled:
     """Read a RECALL as the device that it is for.
 
     Args:
         data: The message.
         fleet: Fleet name.
         device: This device.
-        own_key: Its public key, with which what it is reminded of must be signed.
+        own_keys: The public keys that it has had, with one of which what it is reminded of must be signed.
         aggregator_key: The delegated key.
 
     Raises:
@@ -56,7 +58,7 @@ def read_recall(data: bytes, *, fleet: str, device: str, own_key: bytes, aggrega
     counter, sequence, place = 0, 0, ("", 0, 0)
     if recall.state:
         context = Context(fleet=fleet, kind=topics.STATE, sender=device)
-        counter = read(State, envelope.open_signed(recall.state, context, own_key)).counter
+        counter = read(State, _open(envelope.parse(recall.state), context, own_keys)).counter
     if recall.join:
         message = envelope.parse(recall.join)
         place = (message.task, message.round, message.attempt)
@@ -69,8 +71,16 @@ def read_recall(data: bytes, *, fleet: str, device: str, own_key: bytes, aggrega
             attempt=message.attempt,
             roster=recall.grouping,
         )
-        sequence = read(Join, envelope.verify(message, context, own_key)).sequence
+        sequence = read(Join, _open(message, context, own_keys)).sequence
     return Recalled(counter, sequence, *place)
+
+
+def _open(message: Envelope, context: Context, own_keys: Sequence[bytes]) -> bytes:
+    """Return the payload of a message that one of a device's keys has signed."""
+    for key in own_keys[:-1]:
+        with contextlib.suppress(SignatureError):
+            return envelope.verify(message, context, key)
+    return envelope.verify(message, context, own_keys[-1])
 
 
 def _context(fleet: str, device: str) -> Context:

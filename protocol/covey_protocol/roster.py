@@ -143,13 +143,14 @@ def manifest_digest(body: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Member:
-    """A checked member of a roster; ``place`` counts from 0."""
+    """A checked member of a roster; ``place`` counts from 0, ``former`` are the keys that it had before."""
 
     place: int
     name: str
     key: bytes
     token: bytes
     join: Join
+    former: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, groupin
     message = opened.matches(data)
     join = read(Join, message.payload)
     who = identity.verify_chain(join.chain, operator_key=trust.operator_key, fleet=trust.fleet, device=name)
-    if keys.get(name) != who.key:
+    if keys.get(name) not in who.keys:  # it may have changed its key since the epoch began
         raise RefusedError(f"{name!r} joined with a key that is not the epoch's", cause="key")
     trust.pins.check(who)
     trust.check_member(name, who.key, who.token)
@@ -211,7 +212,7 @@ def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, groupin
     trust.revocations.check_named(join.revocations, f"the join of {name!r}")
     masking.check_public_key(join.mask_key, f"masking key of {name!r}")
     masking.check_public_key(join.share_key, f"sharing key of {name!r}")
-    return Member(place, name, who.key, who.token, join)
+    return Member(place, name, who.key, who.token, join, who.former)
 
 
 def check_sequences(members: Sequence[Member], last_seen: Callable[[str], int]) -> None:
@@ -287,7 +288,7 @@ def check_roster(
         raise RefusedError("two members of the roster hold the same token", cause="same-token")
     check_sequences([member for member in members if member.name != own[0]], sequence_of)
     for member in members:
-        trust.pins.pin(identity.DeviceIdentity(member.name, member.key, member.token, ""))
+        trust.pins.pin(identity.DeviceIdentity(member.name, member.key, member.token, "", member.former))
     return CheckedRoster(tuple(members), roster_digest(body), t, a_min)
 
 

@@ -28,7 +28,7 @@ def recalls(fleet: Fleet, state: bytes) -> list[Recalled]:
             effect.data,
             fleet=FLEET,
             device=NAME,
-            own_key=bytes(device.key.verify_key),
+            own_keys=[bytes(device.key.verify_key)],
             aggregator_key=bytes(fleet.home.key.verify_key),
         )
         for effect in effects
@@ -77,7 +77,7 @@ def test_a_join_whose_sequence_went_back_is_answered_and_the_next_round_taken(tm
             data,
             fleet=FLEET,
             device=NAME,
-            own_key=bytes(device.key.verify_key),
+            own_keys=[bytes(device.key.verify_key)],
             aggregator_key=bytes(fleet.home.key.verify_key),
         )
         said.append(recalled)

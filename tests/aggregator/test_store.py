@@ -105,6 +105,9 @@ def test_the_first_pin_stays(path: Path) -> None:
     store.pin(b"token", b"first")
     store.pin(b"token", b"second")
     assert store.pins() == {b"token": b"first"}
+    store.pin(b"token", b"first, second")  # which the first has signed for
+    store.pin(b"token", b"first")
+    assert store.pins() == {b"token": b"first, second"}
 
 
 def test_a_tasks_name_is_used_once(path: Path, tmp_path: Path) -> None:

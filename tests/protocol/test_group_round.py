@@ -308,7 +308,7 @@ def test_joins() -> None:
 def test_a_join_with_a_second_key_for_its_token() -> None:
     rig, true = stopped_before(topics.JOIN)
     token = identity.token_id(make_chain(CHEAT).token)
-    rig.group._trust.pins._pins[token] = bytes(32)
+    rig.group._trust.pins._pins[token] = (bytes(32),)
     refused(rig, topics.JOIN, CHEAT, true, "second-key")
     rig.group._trust.pins._pins.clear()
     proceeds(rig, topics.JOIN, true)

@@ -37,7 +37,7 @@ def read_as(data: bytes, **changes: Any) -> Recalled:
     fields: dict[str, Any] = {
         "fleet": FLEET,
         "device": ME,
-        "own_key": bytes(signing_key(ME).verify_key),
+        "own_keys": [bytes(signing_key(ME).verify_key)],
         "aggregator_key": bytes(SERVER.verify_key),
     }
     return read_recall(data, **{**fields, **changes})
