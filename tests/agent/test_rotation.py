@@ -37,8 +37,11 @@ def test_a_new_key_follows_the_old_which_stays_until_it_is_known(home: AgentHome
     assert stat.S_IMODE((home.path / "device.next").stat().st_mode) == 0o600
     with pytest.raises(ConfigError, match="has not shown yet that it knows the last new key"):
         rotate(home.path)
+    blocks = home.path / "blocks"
+    blocks.hardlink_to(home.path / "device.key")
     assert confirmed(new)
     assert not confirmed(new)
+    assert blocks.read_bytes() == bytes(32)
     assert bytes(home.key) not in everything_in(home.path)
     assert open_home(home.path).key == new.key
     assert rotate(home.path).keys[:2] == new.keys

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -208,7 +208,7 @@ class Agents:
     def _maker(self, name: str) -> Callable[[Bundle], Trainer]:
         return lambda of: Witness(of, name, self.seen)
 
-    def __enter__(self) -> Agents:
+    def __enter__(self) -> Self:
         for agent in self.running.values():
             agent.start()
         return self

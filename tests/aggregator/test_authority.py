@@ -11,6 +11,7 @@ import pytest
 from tests.aggregator.fleet import FLEET, Fleet, make_homes
 from tests.aggregator.live import Agents, Live, Tap, enrol_agent, live_homes, live_task, until
 from tests.aggregator.test_coordinator import causes
+from tests.aggregator.test_revocations import covey
 
 from covey_aggregator.authority import EXPIRED, EXPIRES, TIME_SECONDS, AuthorityDesk
 from covey_aggregator.files import replace
@@ -24,13 +25,14 @@ from covey_aggregator.home import (
     open_server,
 )
 from covey_aggregator.home_watch import HomeChanged, HomeWatch
+from covey_aggregator.operator import POLICY_FILE as OPERATOR_POLICY
 from covey_aggregator.operator import OperatorHome
 from covey_protocol import envelope, identity, topics
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.envelope import Context, open_signed
 from covey_protocol.errors import ConfigError
 from covey_protocol.identity import AGGREGATOR
-from covey_protocol.policy import Policy, sign_policy
+from covey_protocol.policy import sign_policy
 from covey_protocol.signed_time import read_time
 from covey_simulator.broker import RunningBroker
 
@@ -186,8 +188,9 @@ def test_a_fleet_goes_on_when_the_aggregators_key_and_the_policy_change_in_the_m
         live.service.store.add_task(live_task(tmp_path, rounds=100_000, devices_min=5, group_size=5, settle=0.2))
         until(lambda: records() >= 1, "a round under the first key")
 
-        following = next_key(home.path)
-        delegate(operator, home, bytes(following.verify_key))
+        covey("renew", str(home.path), "--new-key")
+        following = open_server(home.path).key
+        assert following != home.key
         until(lambda: live.service.link.connected.is_set() and open_server(home.path).key == following, "the next key")
         until(lambda: all(a._trust.aggregator_key == bytes(following.verify_key) for a in running), "its followers")
         before = records()
@@ -210,7 +213,9 @@ def test_a_fleet_goes_on_when_the_aggregators_key_and_the_policy_change_in_the_m
         tap.publish(topics.pub(FLEET, topics.DELEGATION), home.delegation, retain=True)
         until(lambda: all(a.refusals.counts["replayed"] > n for a, n in zip(running, replayed, strict=True)), "that")
 
-        replace(home.path / POLICY_FILE, sign_policy(Policy(version=2, n_min=5), operator.key, FLEET))
+        policy = operator.path / OPERATOR_POLICY
+        policy.write_text(policy.read_text().replace("n_min: 4", "n_min: 5"))
+        covey("renew", str(home.path))
         until(lambda: all(a._trust.policy.n_min == 5 for a in running), "the policy everywhere")
         before = records()
         until(lambda: records() >= before + 2, "rounds under the new policy")

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +19,8 @@ from tests.aggregator.fleet import FLEET, Device, Fleet, make_homes, provision, 
 from tests.aggregator.live import Agents, Live, Tap, enrol_agent, live_homes, live_task, until
 from tests.aggregator.test_coordinator import causes, check_never_again
 
+from covey_agent.home import AgentHome
+from covey_agent.trainer import Trainer, TrainResult
 from covey_aggregator.coordinator import Phase
 from covey_aggregator.home import DATABASE_FILE
 from covey_aggregator.operator import OperatorHome
@@ -25,6 +28,7 @@ from covey_aggregator.revocations import FILE, LOCK, read_kept, revoke
 from covey_aggregator.service import Service
 from covey_aggregator.store import Store
 from covey_protocol import envelope, identity, revocation, topics
+from covey_protocol.bundle import Bundle
 from covey_protocol.effects import Publish
 from covey_protocol.envelope import Context
 from covey_protocol.errors import ConfigError, PeerError, RefusedError, StaleError
@@ -411,6 +415,62 @@ def covey(*arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True, timeout=60
     ).stdout
+
+
+class Stalled(Agents):
+    """Agents of which one trains only when it is told to; everybody else waits for it meanwhile."""
+
+    def __init__(self, homes: Iterable[AgentHome], slow: str) -> None:
+        self.slow, self.training, self.let_go = slow, threading.Event(), threading.Event()
+        super().__init__(homes)
+
+    def _maker(self, name: str) -> Callable[[Bundle], Trainer]:
+        make = super()._maker(name)
+        if name != self.slow:
+            return make
+
+        def stalled(of: Bundle) -> Trainer:
+            trainer = make(of)
+            train = trainer.train
+
+            def wait(*args: Any, **options: Any) -> TrainResult:
+                self.training.set()
+                self.let_go.wait(60)
+                return train(*args, **options)
+
+            trainer.train = wait  # type: ignore[method-assign]
+            return trainer
+
+        return stalled
+
+
+def test_a_device_that_is_revoked_in_the_middle_of_a_round_is_waited_for_no_longer(
+    mosquitto: RunningBroker, tmp_path: Path
+) -> None:
+    """Windows are ten minutes long: nothing but the operator's list can end the wait. What comes later is not taken."""
+    operator, home = live_homes(tmp_path, mosquitto)
+    homes = [enrol_agent(tmp_path, operator, home, f"pi-{number}") for number in range(6)]
+    with (
+        Tap(mosquitto, f"covey/v1/{FLEET}/dev/+/up/masked") as tap,
+        Live(home) as live,
+        Stalled(homes, ONE) as agents,
+    ):
+        records = functools.partial(live.call, lambda: live.service.store.rounds("digits"))
+        live.service.store.add_task(live_task(tmp_path, rounds=2, devices_min=6, group_size=6, settle=0.2))
+        assert agents.training.wait(60)
+        until(lambda: len({topic for topic, _ in list(tap.heard)}) == 5, "the vectors of all others")
+        assert records() == []
+        covey("device", "revoke", ONE, "--home", str(home.path), "--reason", "stolen")
+        until(lambda: bool(records()), "the round's end")
+        agents.let_go.set()
+        live.until_ended()
+        first, second = records()
+        [group] = first.details
+        assert ONE in group.members
+        assert sorted(group.survivors) == [device.device for device in homes if device.device != ONE]
+        assert first.accepted == 5
+        assert all(ONE not in group.members for group in second.details)
+        until(lambda: "revoked" in agents.running[ONE].agent.holds, "the device's own words")
 
 
 def test_a_fleet_learns_on_without_who_is_revoked_and_believes_no_older_list(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 from tests.protocol.rig import FLEET, OPERATOR, make_chain, signing_key
 
-from covey_protocol import cbor, identity
+from covey_protocol import cbor, envelope, identity
 from covey_protocol.digest import short
 from covey_protocol.errors import ConfigError, MalformedError, PeerError, RefusedError, SignatureError, StaleError
 from covey_protocol.identity import RENEWALS_MAX, Chain, DeviceIdentity, PinnedKeys
@@ -69,6 +69,16 @@ def test_every_link_counts() -> None:
     ):
         with pytest.raises(PeerError):
             verify(msgspec.structs.replace(chain, renewals=broken))
+
+
+def test_generations_are_counted() -> None:
+    chain = make_chain(NAME)
+    for generation in (2, 16):
+        body = write(identity.Renewal(device_key=bytes(KEYS[1].verify_key), generation=generation))
+        context = identity._renewal_context(FLEET, NAME, chain.token)
+        skipped = msgspec.structs.replace(chain, renewals=[envelope.sign(body, context, KEYS[0])])
+        with pytest.raises(SignatureError, match="not in order"):
+            verify(skipped)
 
 
 def test_a_change_belongs_to_one_device_one_fleet_and_one_token() -> None:
