@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from covey_agent import doctor
 from covey_agent.connect import RunningAgent
 from covey_agent.first_boot import BOOT_FOLDERS, PATTERN, enrol_from_boot, open_or_enrol
 from covey_agent.home import STATUS_FILE, enrol, open_home
@@ -145,6 +146,28 @@ def status_command(home: Path, as_json: bool) -> None:
     }
     click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
     sys.exit(0 if running else FAILED)
+
+
+@cli.command("doctor")
+@home_option
+@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Check a provisioning bundle as well.")
+@click.option("--take-over", is_flag=True, help="Log in although the agent runs, which pushes it out for a moment.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor_command(home: Path, bundle: Path | None, take_over: bool, as_json: bool) -> None:
+    """Say in words what keeps this device from taking part; exits 1 if something does.
+
+    It checks files, identity, clock, data and disk, then the way to the broker step by step, what the broker lets the
+    device say and hear, and whether an aggregator is there.
+
+    \b
+    Examples:
+      covey-agent doctor
+      covey-agent doctor --bundle pi-kitchen.bundle
+      covey-agent doctor --json | jq '.checks[] | select(.level == "fail")'
+    """
+    findings = doctor.examine(home, bundle=bundle, take_over=take_over)
+    click.echo(json.dumps(doctor.as_json(findings), indent=2) if as_json else doctor.in_words(findings))
+    sys.exit(FAILED if any(finding.level == "fail" for finding in findings) else 0)
 
 
 def _is_running(status: dict[str, Any]) -> bool:
