@@ -19,6 +19,7 @@ from covey_agent.connect import RunningAgent
 from covey_agent.first_boot import BOOT_FOLDERS, PATTERN, enrol_from_boot, open_or_enrol
 from covey_agent.home import STATUS_FILE, enrol, open_home
 from covey_agent.rotation import rotate
+from covey_agent.snapshot import in_words
 from covey_agent.status import read_status
 from covey_agent.wallclock import synchronised_time
 from covey_protocol import __version__
@@ -144,7 +145,7 @@ def status_command(home: Path, as_json: bool) -> None:
         "running": running,
         **status,
     }
-    click.echo(json.dumps(report, indent=2) if as_json else _in_words(report))
+    click.echo(json.dumps(report, indent=2) if as_json else in_words(report))
     sys.exit(0 if running else FAILED)
 
 
@@ -173,32 +174,6 @@ def doctor_command(home: Path, bundle: Path | None, take_over: bool, as_json: bo
 def _is_running(status: dict[str, Any]) -> bool:
     pid = status.get("pid")
     return isinstance(pid, int) and Path(f"/proc/{pid}").exists()
-
-
-def _in_words(report: dict[str, Any]) -> str:
-    lines = [f"{report['device']} of fleet {report['fleet']}: {'running' if report['running'] else 'not running'}"]
-    if report.get("group"):
-        lines.append(f"group {report['group']} (epoch {report['epoch']})")
-    if report.get("holds"):
-        lines.append(f"held back: {report['holds']}")
-    for name, task in (report.get("tasks") or {}).items():
-        lines.append(
-            f"task {name}: round {task['round']}, {task['stage']}, "
-            f"{task['rounds_closed']} rounds closed, model {task['model']}"
-        )
-    exposure = report.get("exposure")
-    if exposure:
-        cap = f", of at most {exposure['max']}" if exposure["max"] else ""
-        lines.append(f"exposure: {exposure['sets']} different sums in {exposure['groupings']} groupings{cap}")
-        if exposure.get("forgotten"):
-            lines.append(f"{exposure['forgotten']} of them are joins that were forgotten when the disk was put back")
-    sketches = report.get("sketches")
-    if sketches:
-        cap = f", of at most {sketches['budget']}" if sketches["budget"] else ""
-        lines.append(f"sketches: {sketches['numbers']} numbers told{cap}")
-    for cause, count in (report.get("refusals") or {}).items():
-        lines.append(f"refused {count} messages: {cause}")
-    return "\n".join(lines)
 
 
 def main() -> None:

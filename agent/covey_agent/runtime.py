@@ -28,6 +28,7 @@ from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
 from covey_agent.renewal import CertificateRenewal
 from covey_agent.revoked import RevocationIntake
+from covey_agent.snapshot import snapshot
 from covey_agent.status import StatusFile
 from covey_agent.store import Store
 from covey_agent.tls_pairs import TlsPairs
@@ -39,7 +40,6 @@ from covey_protocol import epochs, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.chunks import Piece, is_piece
 from covey_protocol.device_round import DeviceRound
-from covey_protocol.digest import short
 from covey_protocol.envelope import parse
 from covey_protocol.epoch_member import EpochMember
 from covey_protocol.errors import CoveyError, LocalError, MalformedError, PeerError, StaleError
@@ -229,36 +229,17 @@ class Agent:
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``covey-agent status`` shows."""
-        grouping = self._epoch.grouping
-        return {
-            "pid": os.getpid(),
-            "fleet": self.home.fleet,
-            "device": self.home.device,
-            "profile": self.profile.name,
-            "epoch": grouping.epoch if grouping else None,
-            "group": grouping.group if grouping else None,
-            "holds": self.holds,
-            "delegation": self._authority.snapshot(),
-            "certificate": self._renewal.snapshot(),
-            "tasks": {
-                task: {
-                    "round": part.round.opened.round if part.round else None,
-                    "stage": str(part.round.stage) if part.round else "waiting",
-                    "rounds_closed": part.closed,
-                    "model": short(part.model_digest),
-                }
-                for task, part in self._tasks.items()
-            },
-            "exposure": {
-                "sets": self.ledger.exposure(),
-                "groupings": len(self.ledger.exposures()),
-                "max": self._trust.policy.exposure_max or None,
-                "by_grouping": self.ledger.exposures(),
-                "forgotten": self.ledger.forgotten,
-            },
-            "sketches": {"numbers": self.ledger.sketched(), "budget": self._trust.policy.sketch_budget or None},
-            "refusals": dict(self.refusals.counts),
-        }
+        return snapshot(
+            self.home,
+            profile=self.profile.name,
+            holds=self.holds,
+            grouping=self._epoch.grouping,
+            tasks=self._tasks,
+            ledger=self.ledger,
+            authority=self._authority,
+            certificate=self._renewal.snapshot(),
+            refusals=self.refusals.counts,
+        )
 
     def _handle(self, event: _Message | _Connected | _Trained) -> None:
         try:

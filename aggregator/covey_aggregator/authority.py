@@ -18,6 +18,8 @@ TIME_SECONDS = 600
 WARN_SECONDS = 30 * 86400
 _WARN_AGAIN = 86400
 EXPIRED, EXPIRES = "delegation-expired", "delegation-expires"
+LOUD = (EXPIRED, EXPIRES)
+"""Notes that are worth a warning in the log."""
 
 
 class AuthorityDesk:

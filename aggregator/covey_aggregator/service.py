@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from covey_aggregator.attesting import make_sketches
+from covey_aggregator.authority import LOUD
 from covey_aggregator.budgets import Budgets
 from covey_aggregator.combine import Combined, GroupMean, group_mean
 from covey_aggregator.coordinator import Coordinator, Phase
@@ -287,7 +288,7 @@ class Service:
                     self.budgets.announced(effect.device, effect.bytes, now)
                 case Note(cause, text):
                     self.store.event(cause, text)
-                    log.info("%s", text)
+                    log.log(logging.WARNING if cause in LOUD else logging.INFO, "%s", text)
                 case _:
                     self._gathered.append(effect)
         self._wake()

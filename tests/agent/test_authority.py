@@ -12,7 +12,7 @@ from tests.agent.world import BUNDLE, World
 from tests.protocol.rig import FLEET, OPERATOR, SERVER, TASK, make_manifest, sign_open, signing_key
 
 from covey_agent.blobs import BlobStore
-from covey_agent.cli import _in_words
+from covey_agent.snapshot import in_words
 from covey_protocol import identity, topics
 from covey_protocol.messages import Have
 from covey_protocol.policy import Policy, sign_policy
@@ -145,7 +145,7 @@ def test_an_expired_delegation_stops_a_device_which_says_so_and_a_new_one_lets_i
         snapshot = fleet.agent.snapshot()
         assert snapshot["holds"] == fleet.agent.holds
         assert snapshot["delegation"] == {"version": 2, "expires": NOW + DAY, "expired": True, "policy": 1}
-        assert "held back: the aggregator's delegation expired" in _in_words(
+        assert "held back: the aggregator's delegation expired" in in_words(
             {"device": "pi-0", "fleet": FLEET, "running": True, **snapshot}
         )
         tell_time(fleet, NOW + 500 * DAY)  # it makes nothing worse
@@ -154,6 +154,8 @@ def test_an_expired_delegation_stops_a_device_which_says_so_and_a_new_one_lets_i
     assert fleet.states[-1].holds != ""
     delegate(fleet, 3, not_after=NOW + 400 * DAY)
     assert fleet.agent.holds == ""
+    words = in_words({"device": "pi-0", "fleet": FLEET, "running": True, **fleet.agent.snapshot()})
+    assert "follows the aggregator until 2027-08-24, under policy 1" in words
     fleet.later(60)
     assert joins(fleet) == 2
     assert summed(fleet)

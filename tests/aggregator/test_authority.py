@@ -27,6 +27,7 @@ from covey_aggregator.home import (
 from covey_aggregator.home_watch import HomeChanged, HomeWatch
 from covey_aggregator.operator import POLICY_FILE as OPERATOR_POLICY
 from covey_aggregator.operator import OperatorHome
+from covey_aggregator.service import Service
 from covey_protocol import envelope, identity, topics
 from covey_protocol.effects import Effect, Note, Publish
 from covey_protocol.envelope import Context, open_signed
@@ -93,6 +94,17 @@ def test_the_operator_is_warned_for_a_month_once_a_day(tmp_path: Path) -> None:
     assert len(warned()) == 1
     now[0] += 40 * DAY
     assert warned() == []
+
+
+def test_the_warning_is_an_event_and_a_warning_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    operator, home = make_homes(tmp_path)
+    service = Service(with_expiry(home, operator, int(time.time()) + 5 * DAY))
+    with caplog.at_level("INFO"):
+        service._carry(service.coordinator.tick(1.0))
+    [line] = [record for record in caplog.records if "expires in 4 days" in record.getMessage()]
+    assert line.levelname == "WARNING"
+    assert EXPIRES in [cause for _, _, cause, _ in service.store.events(0)]
+    service.store.close()
 
 
 def test_no_round_is_opened_behind_the_expiry_and_it_is_said_once(tmp_path: Path) -> None:
