@@ -234,6 +234,27 @@ def test_late_joiners_wait_for_an_early_epoch_and_are_grouped_by_themselves() ->
     assert late in groups and len(set[str]().union(*groups)) == 32
 
 
+@pytest.mark.parametrize("replaced", [1, 2])
+def test_who_replaces_devices_of_a_fleet_of_five_is_summed_before_long(
+    replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a task; until it is trusted it is in one group with the others, and their group has sums."""
+    what = scenario(devices=5 + replaced, samples_per_device=60, partition={"iid": True}, rounds=24)
+    first = 10
+
+    def enrolled(self: Attendance, number: int) -> list[int]:
+        return list(range(5)) if number < first else list(range(replaced, 5 + replaced))
+
+    monkeypatch.setattr(Attendance, "enrolled", enrolled)
+    steps: list[Step] = []
+    play = played(what, steps.append)
+    new = device_names(5 + replaced)[5:]
+    summed = [set(new) & set(group.summed) for step in steps for group in step.outcome.groups.values()]
+    assert all(play.opinions[name].state == "trusted" for name in new)
+    assert sum(len(names) == replaced for names in summed) >= 8
+    assert not any(record.failed for record in play.records)
+
+
 def test_dropouts_and_absentees_follow_their_chances() -> None:
     what = scenario(devices=400, participation=0.3, dropout=0.2)
     attendance = Attendance(what, frozenset())

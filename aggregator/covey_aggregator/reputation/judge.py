@@ -19,7 +19,7 @@ from covey_aggregator.reputation.settings import Settings
 from covey_aggregator.reputation.sketches import TINY, Array, Mask, Sketches, typical
 from covey_aggregator.reputation.states import NEWCOMERS, OUT, State
 
-_FEWEST, _LEAST_CANDIDATES = 4, 0.2
+_FEWEST, _FEWEST_OF_FEW, _LEAST_CANDIDATES = 4, 3, 0.2
 _FELLOWS_COUNT = 2  # rounds of fellowship from which on opposing one's fellows keeps an update out
 
 
@@ -43,11 +43,15 @@ class Judged:
 def is_established(records: Iterable[Record], s: Settings) -> bool:
     """Say whether enough of these are trusted to be the measure of all.
 
-    Newcomers to an established fleet are not counted among all: however many they are, they do not unsettle it.
+    Newcomers to an established fleet are not counted among all: however many they are, they do not unsettle it. Three
+    are enough where they are half of everybody: of a handful of devices two can be replaced at once, and those who take
+    their places have to be measured by somebody.
     """
-    there = [record for record in records if record.founder or record.state not in NEWCOMERS]
+    everybody = list(records)
+    there = [record for record in everybody if record.founder or record.state not in NEWCOMERS]
     trusted = sum(record.state is State.TRUSTED for record in there)
-    return trusted >= max(_FEWEST, s.established * len(there))
+    fewest = _FEWEST_OF_FEW if 2 * trusted >= len(everybody) else _FEWEST
+    return trusted >= max(fewest, s.established * len(there))
 
 
 def judge(

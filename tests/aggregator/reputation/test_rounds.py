@@ -92,6 +92,26 @@ def test_newcomers_among_themselves_earn_nothing() -> None:
     assert world.states(wave) == {State.QUARANTINED} and world.states(world.names[:30]) == {State.TRUSTED}
 
 
+@pytest.mark.parametrize(("devices", "replaced"), [(5, 1), (5, 2), (6, 3), (8, 4)])
+def test_who_replaces_devices_of_a_small_fleet_earns_its_trust(devices: int, replaced: int) -> None:
+    world = World(devices)
+    world.play(8)
+    gone, new = world.names[-replaced:], world.join(replaced)
+    for _ in range(world.book.settings.sit_out):
+        ruling = world.play(absent=gone)
+        assert ruling.accepted == set(world.names) - {*gone, *new}
+    ruling = world.play(4, absent=gone)
+    assert set(new) <= ruling.accepted and world.states(new) == {State.TRUSTED}
+
+
+def test_one_of_four_can_be_replaced() -> None:
+    """Four sketches say nothing, so the newcomer is summed at once: without it there would be no sum at all."""
+    world = World(5)
+    world.play(8)
+    gone, new = world.names[-2:], world.join(1)
+    assert world.play(absent=gone).accepted == {*world.names[:3], *new}
+
+
 def test_founders_whom_nobody_there_can_measure_are_summed_unmeasured() -> None:
     world = World(40)
     late = world.names[30:]
