@@ -19,7 +19,7 @@ from covey_aggregator.cli_home import accept_command, init_command, renew_comman
 from covey_aggregator.cli_invite import add_command
 from covey_aggregator.cli_operator import operator
 from covey_aggregator.cli_reputation import quarantine_command, release_command
-from covey_aggregator.cli_revoke import revoke_command
+from covey_aggregator.cli_revoke import forget_command, revoke_command
 from covey_aggregator.cli_task import task
 from covey_aggregator.home import DATABASE_FILE, open_server
 from covey_aggregator.service import Service
@@ -112,6 +112,7 @@ cli.add_command(audit)
 cli.add_command(device)
 device.add_command(add_command)
 device.add_command(revoke_command)
+device.add_command(forget_command)
 device.add_command(quarantine_command)
 device.add_command(release_command)
 cli.add_command(task)

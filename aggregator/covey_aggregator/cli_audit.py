@@ -75,10 +75,20 @@ def verify_command(file: Path | None, home: Path, expect: str, as_json: bool) ->
             expected=expect,
         )
     if as_json:
-        click.echo(json.dumps({"entries": checked.entries, "digest": checked.digest.hex(), "signed": checked.signed}))
+        click.echo(
+            json.dumps(
+                {
+                    "entries": checked.entries,
+                    "digest": checked.digest.hex(),
+                    "signed": checked.signed,
+                    "erased": checked.erased,
+                }
+            )
+        )
         return
     signed = ", signed by the aggregator" if checked.signed else ""
-    click.echo(f"the audit log holds: {checked.entries} entries{signed}; newest digest {checked.digest.hex()}")
+    erased = f" ({checked.erased} of them erased, as later ones say)" if checked.erased else ""
+    click.echo(f"the audit log holds: {checked.entries} entries{erased}{signed}; newest digest {checked.digest.hex()}")
 
 
 @audit.command("proofs")

@@ -78,6 +78,10 @@ class Conduct:
         """Return the record as it is to be kept."""
         return msgspec.json.encode(self._state)
 
+    def forget(self, name: str) -> None:
+        """Erase what is held about a device."""
+        self._state.devices.pop(name, None)
+
     @property
     def rounds(self) -> int:
         """How many rounds have ended."""

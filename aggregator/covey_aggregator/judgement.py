@@ -42,6 +42,14 @@ class Judgement:
         self._store.keep(_CONDUCT, self.conduct.encode())
         self._store.keep(_REGROUPING, self.regrouping.encode())
 
+    def forget(self, name: str) -> None:
+        """Erase what is held about a device that the operator has revoked, and store the books."""
+        for book in (self.conduct, self.paces, self.reputations):
+            book.forget(name)
+        self.keep()
+        self._store.keep(_PACES, self.paces.encode())
+        self.reputations.keep()
+
     def windows(self, task: Task, groupings: Sequence[Grouping]) -> Windows:
         """Return the windows that the next round announces."""
         if task.sleep or not task.adaptive:

@@ -90,6 +90,22 @@ class Probing:
         self._due: deque[Asked] = deque()
         self._looking = False
 
+    def forget(self, name: str) -> None:
+        """Erase what is held about a device."""
+        last = self.last
+        if name not in last.names:
+            return
+        kept = msgspec.msgpack.decode(last.state)
+        kept["devices"].pop(name, None)
+        self.last = msgspec.structs.replace(
+            last,
+            names=[each for each in last.names if each != name],
+            state=msgspec.msgpack.encode(kept),
+            evidence={each: value for each, value in last.evidence.items() if each != name},
+            excused={each: value for each, value in last.excused.items() if each != name},
+        )
+        self._store.keep(_PROBES, msgspec.msgpack.encode(self.last))
+
     def evidence(self, task: Task) -> Mapping[str, float]:
         """Return what counts against devices in a task's next attested round."""
         return self.last.evidence if self._speaks_of(task) else {}

@@ -87,6 +87,13 @@ class Reputations:
         """Return the devices that are in the books and not banned."""
         return {name for book in self._books.values() for name in book.names()} - self.banned()
 
+    def forget(self, name: str) -> None:
+        """Erase what is held about a device that the operator has revoked."""
+        for book in self._books.values():
+            if name in book:
+                book.forget(name, revoked=True)
+        self.probing.forget(name)
+
     # Groups
 
     def admit(self, groupings: Sequence[Grouping], identities: Mapping[str, tuple[bytes, bytes]]) -> None:

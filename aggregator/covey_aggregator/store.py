@@ -85,6 +85,10 @@ CREATE TABLE certificates (
 );
 CREATE INDEX certificates_by_device ON certificates (device);
 """
+_SALTED = """
+ALTER TABLE audit ADD COLUMN salt BLOB NOT NULL DEFAULT x'';
+ALTER TABLE audit ADD COLUMN leaf BLOB NOT NULL DEFAULT x'';
+"""
 # One text for every version of the schema: a file is brought up to date by those that it has not seen.
 _SCHEMAS = (
     _FIRST,
@@ -107,6 +111,7 @@ CREATE TABLE said (
 """,
     _DESK,
     _CERTIFICATES,
+    _SALTED,
 )
 
 
@@ -486,6 +491,13 @@ class Store:
     def keep(self, name: str, data: bytes) -> None:
         """Keep something in place of what was there."""
         self._change("INSERT OR REPLACE INTO memory VALUES (?, ?)", name, data)
+
+    def scrub(self) -> None:
+        """Write the file anew without what was deleted: SQLite leaves the bytes of deleted rows where they were."""
+        with self._lock:
+            self.commit()
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Proofs
 

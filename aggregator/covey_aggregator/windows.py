@@ -82,6 +82,10 @@ class Paces:
         """Return the book as it is to be kept."""
         return msgspec.json.encode(self._state)
 
+    def forget(self, name: str) -> None:
+        """Erase what is held about a device."""
+        self._state.devices.pop(name, None)
+
     def round_ended(self, task: str, answers: Answers, used: Windows, whole: Windows, members: Collection[str]) -> None:
         """Take what a round has shown.
 

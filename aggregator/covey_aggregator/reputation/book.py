@@ -203,13 +203,17 @@ class Reputation:
         """
         self._move(name, RELEASED, reason, held=False, evidence=0.0, paroles=0)
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, *, revoked: bool = False) -> None:
         """Erase what is held about a device.
+
+        Args:
+            name: Who.
+            revoked: Whether the operator has shut it out for good, so that it cannot come back with nothing against it.
 
         Raises:
             StateError: It is quarantined or banned: forgetting must not wash a record. Release it first.
         """
-        if self._record(name).state in OUT:
+        if self._record(name).state in OUT and not revoked:
             raise StateError(f"device {name} is {self._record(name).state} and cannot be forgotten")
         del self._records[name]
         self._cosines.forget([name])
