@@ -27,6 +27,7 @@ log = logging.getLogger("covey.agent")
 
 KINDS = (topics.DELEGATION, topics.POLICY, topics.TIME)
 _ASIDE_MAX, _ASIDE_BYTES = 16, 64 << 10
+_LOOK_SECONDS = 60.0
 
 
 class Authority:
@@ -61,10 +62,17 @@ class Authority:
         self._warrants = Warrants(self.trust, stored.delegation, stored.policy, marks)
         self._time = DeviceClock(earliest=stored.made, rows=marks, monotonic=clock())
         self._aside: dict[str, bytes] = {}
+        self._look_at = float("-inf")
+        self._ahead: float | None = None  # how far the wall clock is ahead of the monotonic one, where it counts
 
     def now(self) -> int:
         """Return the time that this device goes by, in Unix seconds."""
-        return self._time.now(self._clock(), self._wall())
+        monotonic = self._clock()
+        if monotonic >= self._look_at:  # at the system's clock: cheap, and yet this is asked for every message
+            self._look_at = monotonic + _LOOK_SECONDS
+            wall = self._wall()
+            self._ahead = None if wall is None else wall - monotonic
+        return self._time.now(monotonic, None if self._ahead is None else int(monotonic + self._ahead))
 
     def take(self, kind: str, data: bytes, courier: Courier) -> list[tuple[str, bytes]]:
         """Take a DELEGATION, POLICY or TIME message, durably.

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 
 _TIMEX_BYTES = 512  # more than struct timex has on any platform
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC
 _TIME_ERROR = 5
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def synchronised_time() -> int | None:
@@ -18,7 +24,7 @@ def synchronised_time() -> int | None:
     """
     timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes = 0: read only
     try:
-        state = ctypes.CDLL(None, use_errno=True).adjtimex(timex)
+        state = _libc().adjtimex(timex)
     except (OSError, AttributeError):  # no such call here
         return None
     status = ctypes.c_int.from_buffer(timex, 5 * ctypes.sizeof(ctypes.c_long)).value

@@ -179,9 +179,11 @@ def test_a_round_that_waits_when_the_delegation_runs_out_is_not_joined(fleet: Wo
 def test_a_wall_clock_counts_only_where_the_system_vouches_for_it(fleet: World) -> None:
     delegate(fleet, 2, not_after=NOW + DAY)
     fleet.wall = NOW + 2 * DAY
+    fleet.later(61)
     fleet.open_round(1)
     assert joins(fleet) == 0
     fleet.wall = None  # as when it starts without network
+    fleet.later(61)
     fleet.open_round(1, 2)
     assert joins(fleet) == 1
     assert "time" not in fleet.store.marks()
