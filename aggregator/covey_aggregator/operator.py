@@ -175,6 +175,7 @@ class OperatorHome:
             delegation=delegation,
             policy=self.signed_policy(),
             broker=broker,
+            made=int(time.time()),
             revocations=revocations,
         )
 

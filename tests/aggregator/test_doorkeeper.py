@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.aggregator.fleet import FLEET, Fleet, provision, signed_state
 from tests.aggregator.live import Agents, Live, Tap, enrol_agent, live_homes, until
 from tests.aggregator.test_revocations import covey
 
+from covey_agent.first_boot import open_or_enrol
 from covey_agent.home import enrol, open_home
 from covey_aggregator.alerts import SECOND_KEY
 from covey_aggregator.doorkeeper import ANSWERS, SECONDS, Doorkeeper
@@ -127,6 +130,36 @@ def test_a_second_home_of_one_token_learns_why_it_is_refused_and_the_operator_he
         tap.publish(topics.up(FLEET, "pi-9", topics.STATE), b"\xd2\x00")
         until(lambda: live.service.refusals.counts.total() > 1, "the stranger's refusal")
         assert not tap.on(topics.down(FLEET, "pi-9", topics.REFUSED))
+
+
+def test_a_card_with_a_bundle_on_it_becomes_a_device_by_itself(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    """As a person does it: the server makes a bundle, the card gets it, the device is switched on, and on again."""
+    _, home = live_homes(tmp_path, mosquitto)
+    covey("device", "add", ONE, "--home", str(home.path))
+    [bundle] = (home.path / "bundles").glob("*.bundle")
+    boot, place = tmp_path / "boot", tmp_path / "device"
+    boot.mkdir()
+    (boot / f"covey-{ONE}.bundle").write_bytes(bundle.read_bytes())
+    script = "from covey_agent.cli import main; main()"
+    command = [sys.executable, "-c", script, "run", "--home", str(place), "--boot", str(boot)]
+    keys = set()
+    with Live(home) as live:
+        registry = live.service.coordinator.registry
+        for _ in range(2):
+            device = subprocess.Popen(command)
+            try:
+                until(lambda: ONE in registry.online(), "the device's arrival")
+                keys.add(live.call(lambda: registry.key(ONE)))
+            finally:
+                device.terminate()
+                device.wait(60)
+            until(lambda: ONE not in registry.online(), "its leave")
+        assert not list(boot.iterdir())
+        # The same bundle on another card, or used again: everybody is told what is the matter.
+        (boot / f"covey-{ONE}.bundle").write_bytes(bundle.read_bytes())
+        with Agents([open_or_enrol(tmp_path / "copy", [boot], now=None)]) as agents:
+            until(lambda: "second-key" in agents.running[ONE].agent.holds, "the copy's refusal")
+    assert keys == {bytes(open_home(place).key.verify_key)}
 
 
 def test_who_comes_with_an_expired_token_or_after_its_revocation_learns_it(
