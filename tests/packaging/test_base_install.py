@@ -58,7 +58,17 @@ def test_protocol_and_agent_import_on_the_base_dependencies_alone() -> None:
 
 
 def test_other_dependencies_are_refused() -> None:
-    for name in ("onnx", "rich", "sklearn", "aiomqtt", "pytest", "covey_aggregator", "covey_simulator"):
+    for name in (
+        "onnx",
+        "rich",
+        "sklearn",
+        "aiomqtt",
+        "cryptography",
+        "segno",
+        "pytest",
+        "covey_aggregator",
+        "covey_simulator",
+    ):
         done = import_on_base([name])
         assert done.returncode == 1
         assert f"{name} is not among the base dependencies" in done.stderr
