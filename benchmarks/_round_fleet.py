@@ -77,9 +77,9 @@ class BenchFleet:
 
     def _start(self) -> None:
         folder, terms = self._folder, self._terms
-        self._broker = self._stack.enter_context(start_broker(folder, prefer="mosquitto"))
+        self.broker = self._stack.enter_context(start_broker(folder, prefer="mosquitto"))
         self._command("operator", "init", folder / "operator", "--fleet", "bench")
-        address = f"{self._broker.host}:{self._broker.port}"
+        address = f"{self.broker.host}:{self.broker.port}"
         self._command("init", self._home, "--operator", folder / "operator", "--broker", address)
         self._command("device", "add", "pi", "--count", terms.devices, "--home", self._home, "--profile", "container")
         np.savez(folder / "data.npz", x=np.zeros((8, FEATURES), np.float32), y=np.arange(8, dtype=np.int64))
@@ -140,11 +140,11 @@ class BenchFleet:
     def usage(self) -> Usage:
         """Return what devices have sent and received, and what every part has computed."""
         answers = [self._ask(process) for process in self._agents]
-        assert self._server is not None and self._broker.pid is not None
+        assert self._server is not None and self.broker.pid is not None
         cpu = {
             "agents": sum(_cpu(process.pid) for process in self._agents),
             "aggregator": _cpu(self._server.pid),
-            "broker": _cpu(self._broker.pid),
+            "broker": _cpu(self.broker.pid),
         }
         return Usage(sum(answer["up"] for answer in answers), sum(answer["down"] for answer in answers), cpu)
 
