@@ -20,7 +20,6 @@ from nacl.signing import SigningKey
 from covey_protocol import envelope, topics
 from covey_protocol.effects import Remember
 from covey_protocol.envelope import Context
-from covey_protocol.errors import StaleError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import TimeSignal
 from covey_protocol.payload import read, write
@@ -63,7 +62,7 @@ class DeviceClock:
         self._since = monotonic
 
     def hear(self, at: int, not_after: int, monotonic: float) -> list[Remember]:
-        """Take a time that the aggregator has signed.
+        """Take a time that the aggregator has signed; one that has passed already changes nothing.
 
         Args:
             at: Unix seconds.
@@ -71,15 +70,11 @@ class DeviceClock:
             monotonic: Seconds of the monotonic clock.
 
         Returns:
-            What has to be stored.
-
-        Raises:
-            StaleError: It is behind what this device knows: it was played back, or was long on its way.
+            What has to be stored: what was signed, and not what was only counted since.
         """
         heard = min(at, not_after + 1) if not_after else at
-        if heard <= self.now(monotonic):
-            raise StaleError(f"time {at} has passed", cause="replayed")
-        self._base, self._since = heard, monotonic
+        if heard > self.now(monotonic):
+            self._base, self._since = heard, monotonic
         if heard < self._stored + STORE_SECONDS:
             return []
         self._stored = heard
