@@ -105,6 +105,10 @@ class Reputations:
         """
         self._divide({shard_label(grouping.group) for grouping in groupings})
         proven = self._store.proofs()
+        revoked = {token.hex() for token in self._store.revoked()}
+        grouped = {name for grouping in groupings for name, _ in grouping.members}
+        for book in self._books.values():
+            book.dismiss(revoked, but=grouped)
         for grouping in groupings:
             book = self._books[shard_label(grouping.group)]
             for name, _ in grouping.members:

@@ -406,6 +406,22 @@ def test_the_quarantined_stay_on_a_roster_while_their_group_can_afford_them(tmp_
     store.close()
 
 
+def test_whom_the_operator_has_revoked_is_in_no_book_once_groups_are_drawn_without_it(tmp_path: Path) -> None:
+    """Or the trust of devices that are gone would keep those who replace them from ever being measured."""
+    store = Store(tmp_path / "aggregator.db")
+    books, group = Reputations(store), grouping("s", *(f"pi-{number}" for number in range(5)))
+    identities = {name: (key, key) for name, key in group.members}
+    books.admit([group], identities)
+    book = books.book("pi-2")
+    assert book is not None
+    book.quarantine("pi-2", "a test")
+    for name in ("pi-1", "pi-2", "pi-3"):
+        store.note_revoked(identities[name][1], name, "stolen")
+    books.admit([grouping("s", "pi-0", "pi-1", "pi-5")], identities)
+    assert book.names() == ["pi-0", "pi-1", "pi-2", "pi-4"], "pi-1 is still in a group, and who is out stays out"
+    store.close()
+
+
 def test_a_fleet_that_is_cut_anew_washes_nobody(tmp_path: Path) -> None:
     store = Store(tmp_path / "aggregator.db")
     books = Reputations(store)

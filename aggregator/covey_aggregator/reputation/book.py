@@ -219,6 +219,19 @@ class Reputation:
         self._cosines.forget([name])
         self._changes += 1
 
+    def dismiss(self, tokens: Collection[str], *, but: Collection[str] = ()) -> None:
+        """Erase devices that can never come back, unless they are out.
+
+        Their trust must not count any more: a fleet whose trusted devices are gone is not there to measure newcomers.
+
+        Args:
+            tokens: What the operator has revoked.
+            but: Devices to keep all the same.
+        """
+        for name, record in list(self._records.items()):
+            if record.token in tokens and record.state not in OUT and name not in but:
+                self.forget(name)
+
     def __contains__(self, name: str) -> bool:
         """Say whether a device was admitted."""
         return name in self._records

@@ -112,6 +112,19 @@ def test_one_of_four_can_be_replaced() -> None:
     assert world.play(absent=gone).accepted == {*world.names[:3], *new}
 
 
+def test_a_fleet_whose_trusted_devices_were_revoked_begins_anew() -> None:
+    """More than half of it is replaced at once; as long as the old may come back, nobody can measure the new."""
+    world = World(8)
+    world.play(8)
+    gone, new = world.names[3:8], world.join(5)
+    world.book.quarantine(gone[0], "it was stolen")
+    assert not set(new) & world.play(6, absent=gone).accepted
+    world.book.dismiss([f"token of {name}" for name in (*gone, world.names[0])], but=[world.names[0]])
+    assert world.book.names() == sorted({*world.names[:3], gone[0], *new})
+    assert set(new) <= world.play(8, absent=gone).accepted
+    assert world.states(new) == {State.TRUSTED}
+
+
 def test_founders_whom_nobody_there_can_measure_are_summed_unmeasured() -> None:
     world = World(40)
     late = world.names[30:]
