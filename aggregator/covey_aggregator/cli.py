@@ -129,7 +129,7 @@ def main() -> None:
     except ConfigError as error:
         click.echo(f"covey: {error}", err=True)
         sys.exit(BAD_CONFIG)
-    except CoveyError as error:
+    except (CoveyError, OSError) as error:
         click.echo(f"covey: {error}", err=True)
         sys.exit(FAILED)
 

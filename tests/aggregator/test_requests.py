@@ -398,6 +398,23 @@ def test_a_delegation_about_to_end_is_asked_for_anew(apart: Apart) -> None:
     assert not ServerHome(apart.home, server.settings, server.key, b"", b"", Policy(), word=never).delegation_due(2**40)
 
 
+def test_no_repr_of_a_request_shows_what_goes_into_bundles(apart: Apart) -> None:
+    apart.start()
+    broker = Broker(host="x", port=1, username="pi", password="geheim", key="PRIVATE KEY")
+    path = accepting.ask_tokens(apart.server, [Wanted(device="pi", broker=broker)], "pi-4", 0)
+    request, _ = read_request(path)
+    shown = repr(request) + repr(signing.look(apart.operator, path)) + repr(apart.operator) + repr(apart.server)
+    assert not [secret for secret in ("geheim", "PRIVATE KEY") if secret in shown]
+    assert bytes(apart.operator.key).hex() not in shown
+    assert repr(bytes(apart.operator.key)) not in shown
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(apart: Apart, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = apart.run("operator", "sign", apart.op, apart.request("delegation"), "--out", tmp_path / "file" / "out")
+    assert (answer.code, answer.err.count("\n"), "file" in answer.err) == (1, 1, True)
+
+
 def test_wants_are_bounded(apart: Apart) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"wants": "tokens", "profile": "pi-4", "seconds": 0, "devices": []}, WantsTokens)
