@@ -52,6 +52,7 @@ class Terms:
     group_size: int
     per_process: int
     memory: bool
+    observe: bool = False  # so that nobody is left out of a round for what its random update looks like
 
 
 class BenchFleet:
@@ -181,6 +182,7 @@ class BenchFleet:
             "clip": 1.0,
             "group_size": terms.group_size,
             "devices_min": terms.devices,
+            "reputation": "observe" if terms.observe else "enforce",
             "windows": dict.fromkeys(("join", "shares", "masked", "survivors", "unmask"), _WINDOW),
         }
         path = self._folder / "task.yaml"

@@ -89,6 +89,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         group_size=options.group_size,
         per_process=options.per_process,
         memory=True,
+        observe=True,
     )
     with tempfile.TemporaryDirectory(prefix="covey-bench-", dir=options.folder) as folder:
         print(f"  setting up {terms.devices} devices", file=sys.stderr)
