@@ -17,7 +17,7 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import REASON_MAX, Refused
 from covey_protocol.payload import read, write
 
-FOR_GOOD = frozenset({"expired", "second-key", "revoked"})
+FOR_GOOD = frozenset({"expired", "second-key", "former-key", "revoked"})
 """Causes that no further attempt of the device changes."""
 
 

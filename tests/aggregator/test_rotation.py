@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from nacl.signing import SigningKey
@@ -88,6 +89,23 @@ def test_what_the_former_key_says_is_late_and_what_another_line_says_rings(tmp_p
         if not restarted:
             fleet.coordinator.commit()
             fleet.restart()
+
+
+def test_a_disk_that_was_put_back_to_before_the_change_is_told_so(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    operator, home = live_homes(tmp_path, mosquitto)
+    before = enrol_agent(tmp_path, operator, home, ONE)
+    image = tmp_path / "image"
+    shutil.copytree(before.path, image)
+    with Live(home) as live:
+        registry = live.service.coordinator.registry
+        with Agents([before]):
+            until(lambda: ONE in registry.online(), "its arrival")
+        changed = rotate(before.path)
+        with Agents([changed]):
+            until(lambda: live.call(lambda: registry.key(ONE)) == bytes(changed.key.verify_key), "the change")
+        with Agents([open_home(image)]) as agents:
+            until(lambda: "(former-key): 'pi-1' shows key" in agents.running[ONE].agent.holds, "what is the matter")
+        assert live.call(lambda: live.service.coordinator.chronicle.alerts.newest(9)) == []
 
 
 def test_a_revoked_device_comes_back_under_no_later_key(tmp_path: Path) -> None:

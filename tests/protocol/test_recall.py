@@ -55,6 +55,16 @@ def test_own_signatures_say_how_far_one_was() -> None:
     assert read_as(written(Recall(join=join, grouping=grouping))).sequence == 7
 
 
+def test_what_a_former_key_has_signed_counts_as_well() -> None:
+    keys = [bytes(signing_key(name).verify_key) for name in (ME, "between", "new")]
+    join, grouping = joined()
+    recalled = read_as(written(Recall(state=state(9), join=join, grouping=grouping)), own_keys=keys)
+    assert (recalled.counter, recalled.sequence) == (9, 7)
+    assert read_as(written(Recall(state=state(9, key=signing_key("new")))), own_keys=keys).counter == 9
+    with pytest.raises(SignatureError):
+        read_as(written(Recall(state=state(9))), own_keys=keys[1:])
+
+
 def test_a_recall_of_nothing_is_none() -> None:
     with pytest.raises(StaleError):
         read_as(written(Recall()))
