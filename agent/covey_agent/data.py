@@ -1,8 +1,7 @@
-"""The device's own labelled samples, read from ``.npz`` files and checked before anything trains on them."""
+"""The device's own samples, read from ``.npz`` files and checked before anything trains on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,45 +9,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from covey_protocol.bundle import Float32, Int64
+from covey_protocol.bundle import BundleManifest, Float32
+from covey_protocol.bundle_manifest import INPUT
 from covey_protocol.errors import ConfigError
+from covey_protocol.score import checked_targets
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples and labels of one device.
+    """Samples of one device, and what a model is to say of them.
 
     Args:
         x: Float32, samples by the model's input shape.
-        y: Int64, one label a sample.
+        y: Int64, one label a sample; or float32, samples by the model's output shape, which for a model that reproduces
+            its input is x itself.
 
     Raises:
         ValueError: Types or lengths are not as said.
     """
 
     x: Float32
-    y: Int64
+    y: npt.NDArray[Any]
 
     def __post_init__(self) -> None:
-        if self.x.dtype != np.float32 or self.y.dtype != np.int64:
-            raise ValueError(f"a dataset is float32 and int64, not {self.x.dtype} and {self.y.dtype}")
-        if self.x.ndim < 2 or self.y.ndim != 1 or len(self.x) != len(self.y):
+        if self.x.dtype != np.float32 or self.y.dtype not in (np.int64, np.float32):
+            raise ValueError(f"a dataset is float32 and int64 or float32, not {self.x.dtype} and {self.y.dtype}")
+        if self.x.ndim < 2 or (self.y.ndim == 1) != (self.y.dtype == np.int64) or len(self.x) != len(self.y):
             raise ValueError(f"a dataset's x {self.x.shape} and y {self.y.shape} do not belong together")
 
     def __len__(self) -> int:
         return len(self.y)
 
 
-def load_npz(path: Path, input_shape: Sequence[int], classes: int) -> Dataset:
+def load_npz(path: Path, manifest: BundleManifest) -> Dataset:
     """Read a dataset from one ``.npz`` file or from all of a folder, in the order of their names.
 
-    Each file holds an array ``x`` (floating point, samples by ``input_shape``) and an array ``y`` (integer labels from
-    0). In a folder, names that start with a dot are left alone, so that a file can be written there and then renamed.
+    Each file holds an array ``x`` (floating point, samples by the input shape) and an array ``y`` (integer labels from
+    0, or numbers, samples by the output shape), which a model that reproduces its input does without. In a folder,
+    names that start with a dot are left alone, so that a file can be written there and then renamed.
 
     Args:
         path: The file or folder.
-        input_shape: Of one sample, as the model's bundle says.
-        classes: Number of labels of the model.
+        manifest: Of the model that the data is for.
 
     Raises:
         ConfigError: There is nothing to read, or a file does not suit the model; the message names file and array.
@@ -59,31 +61,34 @@ def load_npz(path: Path, input_shape: Sequence[int], classes: int) -> Dataset:
             raise ConfigError(f"{path}: the folder holds no .npz file")
     else:
         files = [path]
-    parts = [_load_file(file, tuple(input_shape), classes) for file in files]
+    parts = [_load_file(file, manifest) for file in files]
     if len(parts) == 1:
         return parts[0]
-    return Dataset(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+    x = np.concatenate([part.x for part in parts])
+    return Dataset(x, x if manifest.target == INPUT else np.concatenate([part.y for part in parts]))
 
 
-def _load_file(path: Path, input_shape: tuple[int, ...], classes: int) -> Dataset:
+def _load_file(path: Path, manifest: BundleManifest) -> Dataset:
+    names = ("x",) if manifest.target == INPUT else ("x", "y")
     try:
         # Without pickle an array of objects is refused instead of run.
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ConfigError(f"{path}: is a bare array; save it by np.savez(path, x=..., y=...)")
         with archive:
-            for name in ("x", "y"):
+            for name in names:
                 if name not in archive:
                     raise ConfigError(f"{path}: has no array {name!r}, it has {sorted(archive)}")
-            x, y = archive["x"], archive["y"]
+            arrays = [archive[name] for name in names]
             # numpy hands out the raw bytes of a member that is no array.
-            if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
+            if not all(isinstance(array, np.ndarray) for array in arrays):
                 raise ConfigError(f"{path}: x and y must be arrays; save them by np.savez(path, x=..., y=...)")
     except ConfigError:
         raise
     except Exception as error:  # a damaged archive raises whatever zipfile, zlib and numpy stumble over
         raise ConfigError(f"{path}: cannot be read as .npz: {error}") from error
-    return Dataset(_checked_x(path, x, input_shape), _checked_y(path, y, len(x), classes))
+    x = _checked_x(path, arrays[0], tuple(manifest.input.shape))
+    return Dataset(x, checked_targets(manifest, x, arrays[-1], str(path)))
 
 
 def _checked_x(path: Path, x: npt.NDArray[Any], shape: tuple[int, ...]) -> Float32:
@@ -101,15 +106,3 @@ def _checked_x(path: Path, x: npt.NDArray[Any], shape: tuple[int, ...]) -> Float
         row = int(np.flatnonzero(~np.isfinite(converted).reshape(len(x), -1).all(axis=1))[0])
         raise ConfigError(f"{path}: x holds NaN or infinite values, first in sample {row}")
     return converted
-
-
-def _checked_y(path: Path, y: npt.NDArray[Any], samples: int, classes: int) -> Int64:
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ConfigError(f"{path}: y has type {y.dtype}, must be whole numbers; use y.astype('int64')")
-    if y.shape != (samples,):
-        raise ConfigError(f"{path}: y has shape {y.shape}, must be one label for each of {samples} samples")
-    outside = np.flatnonzero((y < 0) | (y >= classes))
-    if len(outside):
-        row = int(outside[0])
-        raise ConfigError(f"{path}: y holds label {y[row]} in sample {row}, labels are 0 to {classes - 1}")
-    return np.ascontiguousarray(y, np.int64)

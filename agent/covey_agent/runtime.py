@@ -480,8 +480,7 @@ class Agent:
         return min([_IDLE, *(max(0.0, at - now) for at in times)])
 
     def _load_data(self, bundle: Bundle) -> Dataset:
-        manifest = bundle.manifest
-        return load_npz(self.home.data_path, manifest.input.shape, manifest.classes)
+        return load_npz(self.home.data_path, bundle.manifest)
 
     def _tested_trainer(self, bundle: Bundle) -> Trainer:
         trainer = Trainer(bundle, threads=self.home.config.threads or self.profile.threads)

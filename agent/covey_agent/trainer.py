@@ -1,7 +1,7 @@
 """Local training: a bundle's graphs on stock onnxruntime.
 
-The whole step of gradient descent lies in ``step.onnx``; this module has batches drawn and checks what goes in and what
-comes out. No randomness is made here: the caller passes a seed.
+The gradients lie in ``grad.onnx`` and what is made of them in the protocol's optimiser; this module has batches drawn
+and checks what goes in and what comes out. No randomness is made here: the caller passes a seed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import onnxruntime as ort
 
 from covey_agent.batches import batches
 from covey_agent.data import Dataset
-from covey_agent.graphs import Graph, Stepper, tensor_type
-from covey_protocol.bundle import INFER_FILE, STEP_FILE, TRACE_STEPS, Bundle, Float32
+from covey_agent.graphs import Graph, Stepper
+from covey_protocol import uniform
+from covey_protocol.bundle import GRAD_FILE, INFER_FILE, TRACE_STEPS, Bundle, Float32
+from covey_protocol.bundle_manifest import INPUT, LABELS
 from covey_protocol.errors import ConfigError, LocalError, MalformedError
 from covey_protocol.plan import Plan
+from covey_protocol.score import Score
 
 SEED_BYTES = 32
 EVALUATION_BATCH = 256
@@ -51,7 +54,7 @@ class TrainResult:
     Args:
         update: New weights − incoming weights, flat.
         loss: Mean loss of the incoming model on the local data.
-        accuracy: Share of the local data that the incoming model gets right.
+        accuracy: Share of the local data that the incoming model gets right (see ``covey_protocol.score``).
         samples: Size of the local data.
         steps: Steps taken.
     """
@@ -76,23 +79,8 @@ class Trainer:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self.bundle = bundle
-        manifest = bundle.manifest
-        parameters = [tensor_type(spec.shape) for spec in manifest.parameters]
-        batch, scalar = tensor_type([None, *manifest.input.shape]), tensor_type([])
-        self._step = Graph(
-            bundle,
-            STEP_FILE,
-            threads,
-            inputs=[*parameters, *parameters, batch, tensor_type([None], "int64"), scalar, scalar],
-            outputs=[*parameters, *parameters, scalar],
-        )
-        self._infer = Graph(
-            bundle,
-            INFER_FILE,
-            threads,
-            inputs=[*parameters, batch],
-            outputs=[tensor_type([None, manifest.classes])],
-        )
+        self._grad = Graph(bundle, GRAD_FILE, threads)
+        self._infer = Graph(bundle, INFER_FILE, threads)
 
     def self_test(self) -> None:
         """Replay the bundle's reference trace.
@@ -102,21 +90,15 @@ class Trainer:
         """
         manifest, trace = self.bundle.manifest, self.bundle.manifest.trace
         x, y = manifest.trace_batch()
-        stepper = Stepper(
-            self._step,
-            self.bundle,
-            self.bundle.weights,
-            batch=trace.batch,
-            learning_rate=trace.learning_rate,
-            momentum=trace.momentum,
-        )
+        plan = Plan(learning_rate=trace.learning_rate, momentum=trace.momentum)
+        stepper = Stepper(self._grad, self.bundle, self.bundle.weights, batch=trace.batch, plan=plan)
         rows = np.arange(trace.batch)
         for step, expected in enumerate(trace.losses):
             self._compare(f"loss of step {step + 1}", stepper.step(x, y, rows), expected)
         moved = stepper.weights().astype(np.float64) - self.bundle.weights
         self._compare(f"change after {TRACE_STEPS} steps", np.linalg.norm(moved), trace.change)
-        logits = self._infer.run([*manifest.views(stepper.weights()), x])
-        self._compare("logits", logits, manifest.trace_logits())
+        output = self._infer.run([*manifest.views(stepper.weights()), x])
+        self._compare("output", output, manifest.trace_output())
 
     def train(
         self,
@@ -134,7 +116,7 @@ class Trainer:
             weights: The incoming model, flat; it is not changed.
             data: The local data.
             plan: How long and how fast.
-            seed: 32 bytes from the operating system, which decide the order of the samples.
+            seed: 32 bytes from the operating system, which decide the order of the samples and what Dropout drops.
             cancel: Asked before each batch; true stops the training.
             progress: Told after each step how many are done, and of how many.
 
@@ -148,17 +130,14 @@ class Trainer:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"the seed has {len(seed)} bytes, must have {SEED_BYTES}")
         loss, accuracy = self.evaluate(weights, data, cancel=cancel)
-        stepper = Stepper(
-            self._step,
-            self.bundle,
-            weights,
-            batch=min(plan.batch_size, len(data)),
-            learning_rate=plan.learning_rate,
-            momentum=plan.momentum,
-        )
+        entropy = int.from_bytes(seed, "big")
+        noise = uniform.bits(entropy, 1)
+        batch = min(plan.batch_size, len(data))
+        stepper = Stepper(self._grad, self.bundle, weights, batch=batch, plan=plan, noise=noise)
         total = plan.steps_for(len(data))
-        rng = np.random.default_rng(int.from_bytes(seed, "big"))
-        rows_of = batches(data.y, plan.batch_size, total, plan.balance, rng)
+        # Only labels come in classes that can be evened out.
+        balance = plan.balance if self.bundle.manifest.target == LABELS else 0.0
+        rows_of = batches(data.y, plan.batch_size, total, balance, np.random.default_rng(entropy))
         for done, rows in enumerate(rows_of, start=1):
             _stop_if(cancel)
             if not math.isfinite(stepper.step(data.x, data.y, rows)):
@@ -171,7 +150,7 @@ class Trainer:
         return TrainResult(update, loss, accuracy, len(data), total)
 
     def evaluate(self, weights: Float32, data: Dataset, *, cancel: Cancel | None = None) -> tuple[float, float]:
-        """Return mean cross-entropy and accuracy of a model on some data.
+        """Return mean loss and accuracy of a model on some data (see ``covey_protocol.score``).
 
         Args:
             weights: The model, flat.
@@ -181,24 +160,20 @@ class Trainer:
         Raises:
             CancelledError: ``cancel`` said so.
             ConfigError: The data does not suit the model.
-            DivergedError: The model's logits are not finite.
+            DivergedError: The model's outputs are not finite.
             MalformedError: The weights are not finite or not of the model's size.
         """
         self._check_weights(weights)
         self._check_data(data)
-        views = self.bundle.manifest.views(weights)
-        loss, correct = 0.0, 0
+        views, score = self.bundle.manifest.views(weights), Score(self.bundle.manifest)
         for start in range(0, len(data), EVALUATION_BATCH):
             _stop_if(cancel)
-            labels = data.y[start : start + EVALUATION_BATCH]
-            logits = self._infer.run([*views, data.x[start : start + EVALUATION_BATCH]])
-            if not np.isfinite(logits).all():
-                raise DivergedError(f"model {self.bundle.manifest.name!r}: logits on local data are not finite")
-            highest = logits.max(axis=1)
-            partition = np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64)
-            loss += float((np.log(partition) + highest - logits[np.arange(len(labels)), labels]).sum())
-            correct += int((logits.argmax(axis=1) == labels).sum())
-        return loss / len(data), correct / len(data)
+            part = slice(start, start + EVALUATION_BATCH)
+            output = self._infer.run([*views, data.x[part]])
+            if not np.isfinite(output).all():
+                raise DivergedError(f"model {self.bundle.manifest.name!r}: output on local data is not finite")
+            score.add(output, data.y[part])
+        return score.result()
 
     def _check_weights(self, weights: Float32) -> None:
         name = self.bundle.manifest.name
@@ -218,8 +193,12 @@ class Trainer:
             raise ConfigError(
                 f"model {manifest.name!r}: samples have shape {list(data.x.shape[1:])}, not {manifest.input.shape}"
             )
-        if data.y.min() < 0 or data.y.max() >= manifest.classes:
-            raise ConfigError(f"model {manifest.name!r}: labels must be 0 to {manifest.classes - 1}")
+        if manifest.target == LABELS:
+            if data.y.dtype != np.int64 or data.y.min() < 0 or data.y.max() >= manifest.classes:
+                raise ConfigError(f"model {manifest.name!r}: labels must be 0 to {manifest.classes - 1}")
+        elif data.y.dtype != np.float32 or list(data.y.shape[1:]) != manifest.output:
+            wanted = "the samples themselves" if manifest.target == INPUT else f"numbers of shape {manifest.output}"
+            raise ConfigError(f"model {manifest.name!r}: targets must be {wanted}")
 
     def _compare(self, what: str, found: npt.ArrayLike, expected: npt.ArrayLike) -> None:
         if not np.allclose(found, expected, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE):

@@ -137,7 +137,13 @@ DESCRIPTIONS = {
     "Plan.steps": "Exactly this many batches; 0 goes by `epochs`.",
     "Plan.batch_size": "Samples a step.",
     "Plan.learning_rate": "Step size of gradient descent.",
-    "Plan.momentum": "Share of the last step that the next one keeps; at rest at the start of each round.",
+    "Plan.momentum": (
+        "Share of the last step that the next one keeps, Adam's first decay rate; at rest at the start of each round."
+    ),
+    "Plan.optimiser": "What turns gradients into steps. Adam's decay is decoupled, as in AdamW.",
+    "Plan.weight_decay": "Share of each weight that a step takes off, times the learning rate.",
+    "Plan.proximal": "FedProx's μ: how strongly weights are drawn back to the round's model.",
+    "Plan.beta2": "Adam's second decay rate.",
     "Plan.balance": (
         "A sample of a class with n samples on the device is drawn with a chance proportional to n^-balance: 0 takes "
         "every sample once a pass, 1 sees all classes equally often. It hides how often each label occurs, and helps "

@@ -13,6 +13,7 @@ import click
 import onnx
 
 from covey_modelkit.build import build_bundle
+from covey_modelkit.gradients import LOSSES
 from covey_modelkit.presets import mlp, softmax
 from covey_protocol.bundle import MAX_BUNDLE_BYTES, Bundle
 from covey_protocol.errors import ConfigError, CoveyError
@@ -40,6 +41,9 @@ def model() -> None:
     epilog="""\b
 Examples:
   covey model build classifier.onnx -o classifier.bundle
+  covey model build forecast.onnx --loss huber -o forecast.bundle
+  covey model build autoencoder.onnx --loss mse --autoencoder -o vibration.bundle
+  covey model build big.onnx --train "head.*" -o head.bundle
   covey model build --preset softmax --input 64 --classes 10 -o digits.bundle
   covey model build --preset mlp --input 1,28,28 --classes 10 --hidden 64,32 -o mnist.bundle
 """
@@ -47,6 +51,14 @@ Examples:
 @click.argument("source", metavar="[MODEL.onnx]", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Bundle to write.")
 @click.option("--name", help="Name of the model; by default that of the output file without its suffix.")
+@click.option(
+    "--loss", type=click.Choice(sorted(LOSSES)), default="cross-entropy", show_default=True, help="Of training."
+)
+@click.option("--autoencoder", is_flag=True, help="The model is to reproduce its input; data needs no y.")
+@click.option(
+    "--train", metavar="PATTERN", multiple=True, help='Train only weights of such names, like "head.*"; repeatable.'
+)
+@click.option("--output-name", metavar="NAME", help="Which output to train, where MODEL.onnx has several.")
 @click.option("--preset", type=click.Choice(["softmax", "mlp"]), help="A ready-made model instead of MODEL.onnx.")
 @click.option("--input", "shape", metavar="SIZES", callback=_sizes, help="Preset: one sample, like 64 or 1,28,28.")
 @click.option("--classes", type=click.IntRange(min=2), help="Preset: number of labels.")
@@ -57,16 +69,20 @@ def build(
     source: Path | None,
     output: Path,
     name: str | None,
+    loss: str,
+    autoencoder: bool,
+    train: tuple[str, ...],
+    output_name: str | None,
     preset: str | None,
     shape: tuple[int, ...] | None,
     classes: int | None,
     hidden: tuple[int, ...] | None,
     seed: int | None,
 ) -> None:
-    """Make a trainable bundle from an ONNX classifier or a preset.
+    """Make a trainable bundle from an ONNX model or a preset.
 
-    The model needs one float32 input with a dynamic batch dimension, one output of logits (a final softmax is
-    dropped), and its weights stored inside; they become the parameters that devices train.
+    The model needs one float32 input, one output (logits for entropies: a final softmax or sigmoid is dropped), both
+    batch first, and its weights stored inside; they become the parameters that devices train.
     """
     if (source is None) == (preset is None):
         raise click.UsageError("name either MODEL.onnx or a --preset")
@@ -86,7 +102,14 @@ def build(
                 graph = mlp(shape, classes, hidden or (32,), seed or 0)
             else:
                 graph = softmax(shape, classes, seed or 0)
-        bundle = build_bundle(graph, name=name or output.name.removesuffix(output.suffix))
+        bundle = build_bundle(
+            graph,
+            name=name or output.name.removesuffix(output.suffix),
+            loss=loss,
+            autoencoder=autoencoder,
+            train=train,
+            output=output_name,
+        )
         data = bundle.encode()
         _write(output, data)
     click.echo(f"{output}: {bundle.dimension} parameters, {len(data)} bytes, digest {bundle.digest.hex()}")
@@ -114,14 +137,15 @@ def show(bundle: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    parameters = facts.pop("parameters")
+    tensors = {part: facts.pop(part) for part in ("parameters", "buffers")}
     losses = facts.pop("trace_losses")
     for key, value in facts.items():
         click.echo(f"{key:<14}{value}")
     click.echo(f"{'trace losses':<14}{' '.join(f'{loss:.4f}' for loss in losses)}")
-    click.echo("parameters")
-    for parameter in parameters:
-        click.echo(f"  {parameter['name']:<40} {parameter['shape']}")
+    for part, listed in tensors.items():
+        click.echo(part if listed else f"{part:<14}none")
+        for tensor in listed:
+            click.echo(f"  {tensor['name']:<40} {tensor['shape']}")
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
@@ -131,13 +155,16 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "digest": bundle.digest.hex(),
         "loss": manifest.loss,
         "input": manifest.input.shape,
+        "output": manifest.output,
+        "target": manifest.target,
         "classes": manifest.classes,
         "dimension": bundle.dimension,
         "opset": manifest.opset,
-        "step_bytes": len(bundle.step),
+        "grad_bytes": len(bundle.grad),
         "infer_bytes": len(bundle.infer),
         "trace_losses": manifest.trace.losses,
         "parameters": [{"name": spec.name, "shape": spec.shape} for spec in manifest.parameters],
+        "buffers": [{"name": spec.name, "shape": spec.shape} for spec in manifest.buffers],
     }
 
 

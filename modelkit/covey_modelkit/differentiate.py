@@ -11,6 +11,15 @@ from covey_modelkit.graph import GraphWriter
 from covey_protocol.errors import ConfigError
 
 
+def influenced(nodes: Sequence[onnx.NodeProto], wrt: Sequence[str]) -> set[str]:
+    """Return the tensors that change when those of ``wrt`` do."""
+    active = set(wrt)
+    for node in nodes:
+        if node.op_type not in STOPS and not active.isdisjoint(node.input):
+            active.update(name for name in node.output if name)
+    return active
+
+
 def differentiate(
     writer: GraphWriter, nodes: Sequence[onnx.NodeProto], seeds: Mapping[str, str], wrt: Sequence[str]
 ) -> dict[str, str]:
@@ -28,7 +37,7 @@ def differentiate(
     Raises:
         ConfigError: A node on the way has no gradient rule.
     """
-    active = _influenced(nodes, wrt)
+    active = influenced(nodes, wrt)
     pending: dict[str, list[str]] = {output: [gradient] for output, gradient in seeds.items()}
     for node in reversed(nodes):
         # Every reader of this node's outputs comes later, so has been visited: the sums are complete.
@@ -41,15 +50,6 @@ def differentiate(
                 pending.setdefault(node.input[position], []).append(gradient)
     found = {name: _total(writer, pending, name) for name in wrt}
     return {name: gradient for name, gradient in found.items() if gradient is not None}
-
-
-def _influenced(nodes: Sequence[onnx.NodeProto], wrt: Sequence[str]) -> set[str]:
-    """Return the tensors that change when those of ``wrt`` do."""
-    active = set(wrt)
-    for node in nodes:
-        if node.op_type not in STOPS and not active.isdisjoint(node.input):
-            active.update(name for name in node.output if name)
-    return active
 
 
 def _total(writer: GraphWriter, pending: dict[str, list[str]], tensor: str) -> str | None:
@@ -67,6 +67,7 @@ def _rule_for(node: onnx.NodeProto) -> Rule:
     if rule is None:
         raise ConfigError(
             f"node {node.name!r} uses operator {node.op_type}, which covey cannot train through; replace it "
-            f"by operators among {', '.join(sorted(RULES))}, or move it into the preparation of the data"
+            f"by operators among {', '.join(sorted(RULES))}, train only what comes after it (--train), or move it "
+            "into the preparation of the data"
         )
     return rule

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx
-from onnx import TensorProto, helper, inliner, version_converter
+from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 from onnx.external_data_helper import uses_external_data
 
-from covey_modelkit.graph import DEFAULT_DOMAIN, OPSET, Shape, infer_shapes
+from covey_modelkit.composites import written_out
+from covey_modelkit.graph import DEFAULT_DOMAIN, OPSET, Array, Shape, infer_shapes
+from covey_modelkit.shapes import BATCH, fold, measure
 from covey_protocol.errors import ConfigError
 
-BATCH = "N"
+__all__ = ["BATCH", "Forward", "read_forward"]
+
+# What a loss takes in itself, so that a model that ends with it is cut back to what comes before.
+_LAST_STEPS = {"cross-entropy": ("Softmax", "LogSoftmax"), "binary-cross-entropy": ("Sigmoid",)}
+_STATISTICS = (3, 4)  # inputs of a BatchNormalization
 
 
 @dataclass(frozen=True)
 class Forward:
-    """A classifier from one batch of samples to logits.
+    """A model from one batch of samples to one output.
 
     Args:
         nodes: In topological order, none of them idle, each with a name.
@@ -25,9 +31,10 @@ class Forward:
         candidates: The float32 tensors of rank 1 and more, in the order in which the author stored them.
         input: Name of the batch.
         input_shape: Of one sample.
-        logits: Name of the output, of shape (N, classes).
-        classes: Number of labels.
+        output: Name of the output, of shape (N, ...).
+        output_shape: Of one sample's output.
         shapes: Of all tensors.
+        values: Of the tensors that are constant, but for the candidates.
     """
 
     nodes: list[onnx.NodeProto]
@@ -35,51 +42,56 @@ class Forward:
     candidates: list[str]
     input: str
     input_shape: list[int]
-    logits: str
-    classes: int
+    output: str
+    output_shape: list[int]
     shapes: Mapping[str, Shape]
+    values: Mapping[str, Array] = field(default_factory=dict)
 
 
-def read_forward(model: onnx.ModelProto) -> Forward:
+def read_forward(model: onnx.ModelProto, *, loss: str = "cross-entropy", output: str | None = None) -> Forward:
     """Bring a model into the form that can be differentiated.
 
-    Local functions are written out, the operator set is converted, a final softmax is dropped (the loss contains
-    it), the batch dimension is freed, and nodes that the output does not need are left out.
+    Local functions and composite operators are written out, the operator set is converted, a last step that the loss
+    contains is dropped (a softmax, a sigmoid), the batch dimension is freed, what is constant is computed, and nodes
+    that the output does not need are left out.
+
+    Args:
+        model: The author's model.
+        loss: What it will be trained with.
+        output: Which of several outputs to train; by default the only one of floating point.
 
     Raises:
-        ConfigError: The model is not a classifier with one float32 input and one output; the message says what to
-            change.
+        ConfigError: The model does not have one float32 input and the output; the message says what to change.
     """
     graph = _converted(model).graph
     constants = _constants(graph)
     data = _single_input(graph, constants)
-    if len(graph.output) != 1:
-        names = ", ".join(output.name for output in graph.output)
-        raise ConfigError(f"the model has {len(graph.output)} outputs ({names}); export it with the logits alone")
     nodes = [node for node in graph.node if node.op_type != "Constant"]
-    nodes, logits = _without_softmax(nodes, graph.output[0].name)
-    nodes = _needed(nodes, logits)
+    nodes, result = _without_last_step(nodes, _single_output(graph, output), _LAST_STEPS.get(loss, ()))
+    nodes = [_inferring(node) for node in _needed(nodes, result)]
+    input_shape = _sample_shape(data)
+    _free_batch(nodes, constants, data)
     used = {name for node in nodes for name in node.input}
     constants = {name: tensor for name, tensor in constants.items() if name in used}
-    input_shape = _sample_shape(data)
-    shapes = infer_shapes(
-        helper.make_graph(
-            nodes,
-            "forward",
-            [helper.make_tensor_value_info(data.name, TensorProto.FLOAT, [BATCH, *input_shape])],
-            [helper.make_tensor_value_info(logits, TensorProto.FLOAT, None)],
-            list(constants.values()),
-        )
-    )
+    statistics = {node.input[at] for node in nodes if node.op_type == "BatchNormalization" for at in _STATISTICS}
+    candidates = [name for name in constants if name not in statistics and _trainable(graph, constants[name])]
+    _check_shapes(nodes, constants, data.name, input_shape, result)
+    measured = measure(nodes, constants, candidates, data.name, input_shape)
+    nodes, added = fold(nodes, measured)
+    nodes = _needed(nodes, result)
+    constants |= {name: numpy_helper.from_array(value, name) for name, value in added.items()}
+    used = {name for node in nodes for name in node.input}
+    shapes = measured.shapes | {name: tuple(value.shape) for name, value in added.items()}
     return Forward(
         nodes=nodes,
-        constants=constants,
-        candidates=[name for name in constants if _trainable(graph, constants[name])],
+        constants={name: tensor for name, tensor in constants.items() if name in used},
+        candidates=[name for name in candidates if name in used],
         input=data.name,
         input_shape=input_shape,
-        logits=logits,
-        classes=_classes(logits, shapes),
+        output=result,
+        output_shape=_output_shape(result, shapes),
         shapes=shapes,
+        values=measured.values | added,
     )
 
 
@@ -92,12 +104,13 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.checker.check_model(model)
         if model.functions:
             model = inliner.inline_local_functions(model)
-        if any(entry.domain in DEFAULT_DOMAIN and entry.version != OPSET for entry in model.opset_import):
-            model = version_converter.convert_version(model, OPSET)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        written_out(copy.graph)
+        if any(entry.domain in DEFAULT_DOMAIN and entry.version != OPSET for entry in copy.opset_import):
+            copy = version_converter.convert_version(copy, OPSET)
     except (onnx.checker.ValidationError, version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ConfigError(f"not a valid ONNX model that can be brought to opset {OPSET}: {error}") from error
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     for number, node in enumerate(copy.graph.node):
         node.name = node.name or f"{node.op_type}.{number}"
         # Exporters leave source locations here, which may name an author's folders.
@@ -108,7 +121,11 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Collect stored tensors, and the values of Constant nodes as if they had been stored."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for stored in graph.initializer:
+        found[stored.name] = onnx.TensorProto()
+        found[stored.name].CopyFrom(stored)
+        found[stored.name].ClearField("doc_string")
     for node in graph.node:
         if node.op_type != "Constant":
             continue
@@ -138,6 +155,21 @@ def _trainable(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> bool:
     return stored and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0
 
 
+def _inferring(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a node as it infers: what training adds to it is added again where training graphs are written."""
+    if node.op_type not in ("BatchNormalization", "Dropout"):
+        return node
+    changed = onnx.NodeProto()
+    changed.CopyFrom(node)
+    del changed.output[1:]
+    if node.op_type == "Dropout":
+        del changed.input[2:]  # the third says whether it trains
+    kept = [attribute for attribute in node.attribute if attribute.name not in ("training_mode", "seed")]
+    del changed.attribute[:]
+    changed.attribute.extend(kept)
+    return changed
+
+
 def _single_input(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> onnx.ValueInfoProto:
     # Old exporters list the weights among the inputs.
     inputs = [info for info in graph.input if info.name not in constants]
@@ -148,6 +180,24 @@ def _single_input(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
         raise ConfigError(f"input {inputs[0].name!r} must be a float32 tensor")
     data: onnx.ValueInfoProto = inputs[0]
     return data
+
+
+def _single_output(graph: onnx.GraphProto, wanted: str | None) -> str:
+    names = [str(info.name) for info in graph.output]
+    if wanted is not None:
+        if wanted not in names:
+            raise ConfigError(f"the model has no output {wanted!r}, it has {', '.join(names)}")
+        return wanted
+    if len(names) > 1:
+        # scikit-learn's converter gives labels beside probabilities.
+        floats = [str(info.name) for info in graph.output if info.type.tensor_type.elem_type == TensorProto.FLOAT]
+        if len(floats) != 1:
+            listed = ", ".join(names)
+            raise ConfigError(
+                f"the model has {len(names)} outputs ({listed}); say which one is to be trained (--output-name)"
+            )
+        return floats[0]
+    return names[0]
 
 
 def _sample_shape(data: onnx.ValueInfoProto) -> list[int]:
@@ -161,10 +211,31 @@ def _sample_shape(data: onnx.ValueInfoProto) -> list[int]:
     return sizes
 
 
-def _without_softmax(nodes: list[onnx.NodeProto], output: str) -> tuple[list[onnx.NodeProto], str]:
-    """Step back from probabilities to logits where the last node is a softmax over the classes."""
+def _free_batch(nodes: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto], data: onnx.ValueInfoProto) -> None:
+    """Let reshapes keep the batch size where an exporter has written that of its example in front.
+
+    A 0 in the shape of a Reshape stands for the size that the dimension has.
+    """
+    example = int(data.type.tensor_type.shape.dim[0].dim_value)
+    for position, node in enumerate(nodes):
+        if example < 1 or node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        wanted = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if wanted.size > 1 and wanted[0] == example and not any(part.name == "allowzero" for part in node.attribute):
+            wanted[0] = 0
+            name = f"shape.{node.output[0]}"
+            constants[name] = numpy_helper.from_array(wanted, name)
+            nodes[position] = onnx.NodeProto()
+            nodes[position].CopyFrom(node)
+            nodes[position].input[1] = name
+
+
+def _without_last_step(
+    nodes: list[onnx.NodeProto], output: str, last: Sequence[str]
+) -> tuple[list[onnx.NodeProto], str]:
+    """Step back from probabilities to logits where the last node is one that the loss contains."""
     for node in nodes:
-        if output in node.output and node.op_type in ("Softmax", "LogSoftmax"):
+        if output in node.output and node.op_type in last:
             axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
             if axis in (-1, 1):
                 return [other for other in nodes if other is not node], str(node.input[0])
@@ -182,19 +253,42 @@ def _needed(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
                 f"node {node.name!r} uses operator {node.op_type} of {node.domain}; "
                 "export the model with standard ONNX operators only"
             )
-        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+        if any(
+            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
+        ):
             raise ConfigError(f"node {node.name!r} ({node.op_type}) holds a graph of its own; export without branches")
         needed.update(node.input)
         kept.append(node)
     return kept[::-1]
 
 
-def _classes(logits: str, shapes: Mapping[str, Shape]) -> int:
-    shape = shapes.get(logits, ())
-    if len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 2:
-        raise ConfigError(f"output {logits!r} has shape {list(shape)}; a classifier's is batch by classes, 2 at least")
-    if shape[0] != BATCH:
-        raise ConfigError(
-            f"the graph fixes the batch size to {shape[0]} (often a Reshape); export it with a dynamic batch"
+def _check_shapes(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+    data: str,
+    sample: Sequence[int],
+    output: str,
+) -> None:
+    """Refuse graphs that contradict themselves, in ONNX's own words."""
+    infer_shapes(
+        helper.make_graph(
+            list(nodes),
+            "forward",
+            [helper.make_tensor_value_info(data, TensorProto.FLOAT, [BATCH, *sample])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+            list(constants.values()),
         )
-    return shape[1]
+    )
+
+
+def _output_shape(output: str, shapes: Mapping[str, Shape]) -> list[int]:
+    shape = shapes[output]
+    if len(shape) < 2 or shape[0] != BATCH:
+        raise ConfigError(
+            f"output {output!r} has shape {list(shape)}, it must be the batch by something; if the graph fixes the "
+            "batch size (often in a Reshape), export it with a dynamic batch"
+        )
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    if len(sizes) != len(shape) - 1:
+        raise ConfigError(f"output {output!r} has shape {list(shape)}, of which only the first may be open")
+    return sizes

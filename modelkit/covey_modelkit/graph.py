@@ -18,6 +18,7 @@ DEFAULT_DOMAIN = ("", "ai.onnx")
 
 # A dimension is a number, or a name where it is only known at run time; the same name is the same number.
 Shape = tuple[int | str, ...]
+Array = npt.NDArray[Any]
 
 
 class GraphWriter:
@@ -25,10 +26,14 @@ class GraphWriter:
 
     Args:
         shapes: Of every tensor of the forward graph, by name; these names are taken.
+        values: Of those tensors that are constant.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], values: Mapping[str, Array] | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        # What the training form of a node computes on its way, by the node's output and in words, for its gradient.
+        self.saved: dict[tuple[str, str], str] = {}
+        self._values = dict(values or {})
         self.constants: list[onnx.TensorProto] = []
         self._shapes = dict(shapes)
         self._taken = set(shapes)
@@ -48,6 +53,18 @@ class GraphWriter:
         output = self.fresh(hint)
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
+
+    def copy(self, node: onnx.NodeProto, outputs: Sequence[str]) -> None:
+        """Append a node that does the same as another, with outputs of its own."""
+        again = onnx.NodeProto()
+        again.CopyFrom(node)
+        again.name = outputs[0]
+        again.output[:] = outputs
+        self.nodes.append(again)
+
+    def value(self, tensor: str) -> Array | None:
+        """Return the value of a tensor of the forward graph if it is constant."""
+        return self._values.get(tensor)
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
         """Return the name of a constant tensor; equal constants are stored once."""

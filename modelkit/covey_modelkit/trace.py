@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 
-from covey_protocol.bundle import TRACE_STEPS, Float32, Int64, Trace
+from covey_modelkit.forward import Forward
+from covey_protocol import uniform
+from covey_protocol.bundle import TRACE_STEPS, Float32, Trace
+from covey_protocol.bundle_manifest import INPUT, LABELS
 from covey_protocol.errors import ConfigError
+from covey_protocol.optimiser import Optimiser
+from covey_protocol.plan import Plan
 
 BATCH = 8
 MOMENTUM = 0.9
@@ -19,39 +26,51 @@ LEARNING_RATES = (0.1, 0.01, 0.001, 0.0001)
 
 
 def record_trace(
-    step: bytes, infer: bytes, weights: Sequence[Float32], input_shape: Sequence[int], classes: int
+    grad: onnx.ModelProto,
+    infer: onnx.ModelProto,
+    stored: Sequence[Float32],
+    trainable: int,
+    forward: Forward,
+    target: str,
+    noise: Sequence[Sequence[int]],
+    loss: str,
 ) -> Trace:
     """Run the graphs and note what they say.
 
     Args:
-        step: Bytes of the training step.
-        infer: Bytes of the inference graph.
-        weights: Initial parameters.
-        input_shape: Of one sample.
-        classes: Number of labels.
+        grad: The graph of gradients.
+        infer: The graph of inference.
+        stored: Initial parameters, then buffers.
+        trainable: How many of them are parameters.
+        forward: Says what goes in and comes out.
+        target: What the output is held against.
+        noise: Shapes of random inputs, for one sample.
+        loss: Its name.
 
     Raises:
         ConfigError: The loss is not finite or grows at every learning rate.
     """
-    x = np.random.default_rng(0).standard_normal((BATCH, *input_shape)).astype(np.float32)
-    y = (np.arange(BATCH) % classes).astype(np.int64)
-    stepper, inferrer = _session(step), _session(infer)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((BATCH, *forward.input_shape)).astype(np.float32)
+    y = _targets(rng, forward, target, loss)
+    stepper, inferrer = _session(grad), _session(infer)
+    weights = np.concatenate([array.reshape(-1) for array in stored])
     for rate in LEARNING_RATES:
-        losses, trained = _descend(stepper, weights, x, y, rate)
-        logits = _run(inferrer, [*trained, x])[0]
-        steady = np.isfinite(losses).all() and np.isfinite(logits).all() and max(losses) <= 1.5 * losses[0]
+        plan = Plan(learning_rate=rate, momentum=MOMENTUM)
+        losses, trained = _descend(stepper, stored, trainable, [x, *y], noise, plan)
+        (output,) = _run(inferrer, [*_cut(trained, stored), x])
+        steady = np.isfinite(losses).all() and np.isfinite(output).all() and max(losses) <= 1.5 * losses[0]
         if not steady:
             continue
-        moved = [after.astype(np.float64) - before for after, before in zip(trained, weights, strict=True)]
         return Trace(
             batch=BATCH,
             x=x.astype("<f4").tobytes(),
-            y=y.astype("<i8").tobytes(),
+            y=b"".join(array.astype("<i8" if target == LABELS else "<f4").tobytes() for array in y),
             learning_rate=rate,
             momentum=MOMENTUM,
             losses=losses,
-            change=float(np.sqrt(sum(float(np.square(part).sum()) for part in moved))),
-            logits=logits.astype("<f4").tobytes(),
+            change=float(np.linalg.norm(trained.astype(np.float64) - weights)),
+            output=output.astype("<f4").tobytes(),
         )
     raise ConfigError(
         f"training on random data does not converge at any learning rate down to {LEARNING_RATES[-1]}: "
@@ -59,20 +78,42 @@ def record_trace(
     )
 
 
+def _targets(rng: np.random.Generator, forward: Forward, target: str, loss: str) -> list[npt.NDArray[Any]]:
+    if target == LABELS:
+        return [(np.arange(BATCH) % forward.output_shape[0]).astype(np.int64)]
+    if target == INPUT:
+        return []
+    values = rng.standard_normal((BATCH, *forward.output_shape))
+    return [(values > 0 if loss == "binary-cross-entropy" else values).astype(np.float32)]
+
+
 def _descend(
-    session: ort.InferenceSession, weights: Sequence[Float32], x: Float32, y: Int64, rate: float
-) -> tuple[list[float], list[Float32]]:
-    parameters, velocities = list(weights), [np.zeros_like(weight) for weight in weights]
+    session: ort.InferenceSession,
+    stored: Sequence[Float32],
+    trainable: int,
+    batch: Sequence[npt.NDArray[Any]],
+    noise: Sequence[Sequence[int]],
+    plan: Plan,
+) -> tuple[list[float], Float32]:
+    weights = np.concatenate([array.reshape(-1) for array in stored])
+    optimiser = Optimiser(weights, sum(array.size for array in stored[:trainable]), plan)
+    source, drawn = uniform.bits(0), [np.empty((BATCH, *shape), np.float32) for shape in noise]
     losses = []
     for _ in range(TRACE_STEPS):
-        scalars = [np.float32(rate), np.float32(MOMENTUM)]
-        *state, loss = _run(session, [*parameters, *velocities, x, y, *map(np.asarray, scalars)])
-        parameters, velocities = state[: len(weights)], state[len(weights) :]
+        for numbers in drawn:
+            uniform.fill(source, numbers)
+        *slopes, loss = _run(session, [*_cut(weights, stored), *batch, *drawn])
+        optimiser.step(np.concatenate([slope.reshape(-1) for slope in slopes]))
         losses.append(float(loss))
-    return losses, parameters
+    return losses, weights
 
 
-def _run(session: ort.InferenceSession, inputs: Sequence[npt.NDArray[np.generic]]) -> list[Float32]:
+def _cut(flat: Float32, like: Sequence[Float32]) -> list[Float32]:
+    parts = np.split(flat, np.cumsum([array.size for array in like])[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, like, strict=True)]
+
+
+def _run(session: ort.InferenceSession, inputs: Sequence[npt.NDArray[Any]]) -> list[Float32]:
     names = [entry.name for entry in session.get_inputs()]
     try:
         outputs: list[Float32] = session.run(None, dict(zip(names, inputs, strict=True)))
@@ -81,11 +122,11 @@ def _run(session: ort.InferenceSession, inputs: Sequence[npt.NDArray[np.generic]
     return outputs
 
 
-def _session(graph: bytes) -> ort.InferenceSession:
+def _session(graph: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ConfigError(f"onnxruntime {ort.__version__} cannot load the model: {error}") from error

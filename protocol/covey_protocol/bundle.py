@@ -2,8 +2,8 @@
 
 A bundle is one deterministic CBOR map, uncompressed so that nothing can swell while it is read::
 
-    {"format": "covey-bundle/1", "manifest": {...},
-     "files": {"step.onnx": bytes, "infer.onnx": bytes, "weights.bin": bytes}}
+    {"format": "covey-bundle/2", "manifest": {...},
+     "files": {"grad.onnx": bytes, "infer.onnx": bytes, "weights.bin": bytes}}
 
 What holds after ``Bundle.decode``, before onnxruntime has seen a byte:
 
@@ -12,24 +12,30 @@ What holds after ``Bundle.decode``, before onnxruntime has seen a byte:
 - ``weights.bin`` is as long as the parameter shapes say, little-endian float32, all finite;
 - shapes, counts and the reference trace lie within the limits below and agree with each other.
 
-The graphs are bound **by position**, so that an author's tensor names never matter. With P parameters,
-``step.onnx`` takes P parameters, P momentum buffers, the batch x (float32, N by the input shape), its labels y
-(int64, N), the learning rate and the momentum (float32 scalars), and returns P new parameters, P new momentum
-buffers and the mean loss before the step (float32 scalar). ``infer.onnx`` takes P parameters and x and returns
-logits (float32, N by classes).
+The graphs are bound **by position**, so that an author's tensor names never matter. With P parameters, B buffers and U
+random inputs, ``grad.onnx`` takes P parameters, B buffers, the batch x (float32, N by the input shape), its targets y
+unless the input is the target (labels: int64, N; values: float32, N by the output shape), and U arrays of uniform
+numbers (float32, N by their shapes), and returns P gradients, B new buffers and the mean loss (float32 scalar).
+``infer.onnx`` takes P parameters, B buffers and x and returns the output (float32, N by the output shape), logits where
+the loss is an entropy. What is done with the gradients is in ``covey_protocol.optimiser``.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from covey_protocol import cbor
 from covey_protocol.bundle_manifest import (
+    INPUT,
+    LABELS,
+    LOSSES,
     MAX_INPUT_SIZE,
     TRACE_STEPS,
     BundleManifest,
@@ -43,9 +49,9 @@ from covey_protocol.errors import MalformedError
 
 __all__ = [
     "FORMAT",
+    "GRAD_FILE",
     "INFER_FILE",
     "MAX_BUNDLE_BYTES",
-    "STEP_FILE",
     "TRACE_STEPS",
     "WEIGHTS_FILE",
     "Bundle",
@@ -56,11 +62,11 @@ __all__ = [
     "Trace",
 ]
 
-FORMAT = "covey-bundle/1"
-STEP_FILE = "step.onnx"
+FORMAT = "covey-bundle/2"
+GRAD_FILE = "grad.onnx"
 INFER_FILE = "infer.onnx"
 WEIGHTS_FILE = "weights.bin"
-FILES = (STEP_FILE, INFER_FILE, WEIGHTS_FILE)
+FILES = (GRAD_FILE, INFER_FILE, WEIGHTS_FILE)
 
 MAX_BUNDLE_BYTES = 64 << 20
 
@@ -71,21 +77,21 @@ class Bundle:
 
     Args:
         manifest: What it holds.
-        step: Bytes of ``step.onnx``.
+        grad: Bytes of ``grad.onnx``.
         infer: Bytes of ``infer.onnx``.
         weights: The initial weights, flat, read-only.
         digest: Content digest of the whole encoded bundle.
     """
 
     manifest: BundleManifest
-    step: bytes
+    grad: bytes
     infer: bytes
     weights: Float32
     digest: bytes
 
     @property
     def dimension(self) -> int:
-        """Number of trainable weights."""
+        """Length of the flat weight vector."""
         return self.manifest.dimension
 
     @classmethod
@@ -95,26 +101,33 @@ class Bundle:
         name: str,
         loss: str,
         input: TensorSpec,
-        classes: int,
+        output: list[int],
         parameters: list[TensorSpec],
         opset: int,
         trace: Trace,
-        step: bytes,
+        grad: bytes,
         infer: bytes,
         weights: Float32,
+        target: Literal["labels", "values", "input"] = "labels",
+        buffers: Sequence[TensorSpec] = (),
+        noise: Sequence[list[int]] = (),
     ) -> Bundle:
         """Put a bundle together and check it by the rules that ``decode`` applies.
 
         Raises:
             MalformedError: A part breaks a rule; the message names the field.
         """
-        files = {STEP_FILE: step, INFER_FILE: infer, WEIGHTS_FILE: weights.astype("<f4").tobytes()}
+        files = {GRAD_FILE: grad, INFER_FILE: infer, WEIGHTS_FILE: weights.astype("<f4").tobytes()}
         manifest = BundleManifest(
             name=name,
             loss=loss,
             input=input,
-            classes=classes,
+            output=output,
+            target=target,
+            classes=output[0] if target == LABELS else 0,
             parameters=parameters,
+            buffers=list(buffers),
+            noise=list(noise),
             opset=opset,
             trace=trace,
             files={file: content_digest(data) for file, data in files.items()},
@@ -124,7 +137,7 @@ class Bundle:
     def encode(self) -> bytes:
         """Return the canonical bytes; ``decode`` of them gives an equal bundle with the same digest."""
         weights = self.weights.astype("<f4", copy=False).tobytes()
-        return _encode(self.manifest, {STEP_FILE: self.step, INFER_FILE: self.infer, WEIGHTS_FILE: weights})
+        return _encode(self.manifest, {GRAD_FILE: self.grad, INFER_FILE: self.infer, WEIGHTS_FILE: weights})
 
     @staticmethod
     def decode(data: bytes, *, max_bytes: int = MAX_BUNDLE_BYTES, digest: bytes | None = None) -> Bundle:
@@ -152,7 +165,7 @@ class Bundle:
         _check_manifest(manifest)
         files = _checked_files(manifest, outer["files"])
         weights = _checked_weights(manifest, files[WEIGHTS_FILE])
-        return Bundle(manifest, files[STEP_FILE], files[INFER_FILE], weights, found)
+        return Bundle(manifest, files[GRAD_FILE], files[INFER_FILE], weights, found)
 
 
 def _encode(manifest: BundleManifest, files: dict[str, bytes]) -> bytes:
@@ -175,37 +188,59 @@ def _read_manifest(value: object) -> BundleManifest:
 
 
 def _check_manifest(manifest: BundleManifest) -> None:
-    if manifest.loss != "cross-entropy":
-        raise MalformedError(f"bundle manifest: loss {manifest.loss[:40]!r} is unknown, 'cross-entropy' is the one")
-    specs = [*manifest.parameters, manifest.input]
+    if manifest.loss not in LOSSES:
+        raise MalformedError(f"bundle manifest: loss {manifest.loss[:40]!r} is unknown, there are {', '.join(LOSSES)}")
+    specs = [*manifest.state, manifest.input]
     for spec in specs:
         # A name is shown on terminals: no control characters.
         if not spec.name.isprintable():
             raise MalformedError(f"bundle manifest: tensor name {spec.name!r} is not printable")
     if len({spec.name for spec in specs}) != len(specs):
-        raise MalformedError("bundle manifest: parameters and input must have distinct names")
-    if not manifest.input.shape or manifest.input.size > MAX_INPUT_SIZE:
-        raise MalformedError(
-            f"bundle manifest: input shape {manifest.input.shape} must have 1 to {MAX_INPUT_SIZE} elements"
-        )
+        raise MalformedError("bundle manifest: parameters, buffers and input must have distinct names")
+    for field, shape in (
+        ("input", manifest.input.shape),
+        ("output", manifest.output),
+        *(("noise", shape) for shape in manifest.noise),
+    ):
+        if (field == "input" and not shape) or math.prod(shape) > MAX_INPUT_SIZE:
+            raise MalformedError(f"bundle manifest: {field} shape {shape} must have 1 to {MAX_INPUT_SIZE} elements")
+    _check_target(manifest)
     _check_trace(manifest)
+
+
+def _check_target(manifest: BundleManifest) -> None:
+    if (manifest.loss == "cross-entropy") != (manifest.target == LABELS):
+        raise MalformedError(f"bundle manifest: target {manifest.target!r} does not go with loss {manifest.loss!r}")
+    if manifest.target == LABELS:
+        if manifest.classes < 2 or manifest.output != [manifest.classes]:
+            raise MalformedError(
+                f"bundle manifest: classes are {manifest.classes}, must be 2 at least and what the output is: "
+                f"{manifest.output}"
+            )
+    elif manifest.classes:
+        raise MalformedError(f"bundle manifest: classes are {manifest.classes}, without labels there are none")
+    if manifest.target == INPUT and manifest.output != manifest.input.shape:
+        raise MalformedError(
+            f"bundle manifest: output {manifest.output} must be shaped like the input {manifest.input.shape}"
+        )
 
 
 def _check_trace(manifest: BundleManifest) -> None:
     trace = manifest.trace
+    target = {LABELS: 8, INPUT: 0}.get(manifest.target, 4 * manifest.output_size)
     for field, data, wanted in (
         ("x", trace.x, trace.batch * manifest.input.size * 4),
-        ("y", trace.y, trace.batch * 8),
-        ("logits", trace.logits, trace.batch * manifest.classes * 4),
+        ("y", trace.y, trace.batch * target),
+        ("output", trace.output, trace.batch * manifest.output_size * 4),
     ):
         if len(data) != wanted:
             raise MalformedError(f"bundle trace: {field} has {len(data)} bytes, its shape says {wanted}")
     x, y = manifest.trace_batch()
-    if not (np.isfinite(x).all() and np.isfinite(manifest.trace_logits()).all()):
+    if not all(np.isfinite(array).all() for array in (x, y, manifest.trace_output())):
         raise MalformedError("bundle trace: holds values that are not finite")
     if trace.momentum >= 1.0:
         raise MalformedError(f"bundle trace: momentum is {trace.momentum}, must be below 1")
-    if y.min() < 0 or y.max() >= manifest.classes:
+    if manifest.target == LABELS and (y.min() < 0 or y.max() >= manifest.classes):
         raise MalformedError(f"bundle trace: labels must be 0 to {manifest.classes - 1}")
 
 

@@ -28,11 +28,12 @@ class ModelGuard:
     """One device's memory of a task's models.
 
     Args:
-        classes: Labels of the task; blind guessing costs ln(classes) nats.
+        classes: Labels of the task; blind guessing costs ln(classes) nats. Where there are none (0), nothing is known
+            of what guessing costs, and the first loss stands for it.
     """
 
     def __init__(self, classes: int) -> None:
-        self._blind = math.log(max(2, classes))
+        self._blind = math.log(max(2, classes)) if classes else math.nan
         self._best = math.inf
 
     def check_step(self, last: Weights, new: Weights, clip: float, rounds: int) -> None:
@@ -62,6 +63,8 @@ class ModelGuard:
         Raises:
             RefusedError: It has exploded.
         """
+        if math.isnan(self._blind):
+            self._blind = loss
         usual = self._best if math.isfinite(self._best) else self._blind
         allowed = LOSS_SLACK * max(self._blind, usual)
         if not loss <= allowed:

@@ -25,8 +25,11 @@ BUNDLE = build_bundle(mlp((4,), 3, hidden=(8,), seed=1), name="points")
 def rebuilt(bundle: Bundle, **changes: Any) -> Bundle:
     """The same bundle with some parts replaced and all digests right."""
     manifest = bundle.manifest
-    parts: dict[str, Any] = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name != "files"}
-    parts |= {"step": bundle.step, "infer": bundle.infer, "weights": bundle.weights}
+    left_out = ("files", "classes")
+    parts: dict[str, Any] = {
+        name: getattr(manifest, name) for name in manifest.__struct_fields__ if name not in left_out
+    }
+    parts |= {"grad": bundle.grad, "infer": bundle.infer, "weights": bundle.weights}
     return Bundle.create(**(parts | changes))
 
 
@@ -46,16 +49,16 @@ def changed_trace(**values: Any) -> Bundle:
     return rebuilt(BUNDLE, trace=msgspec.structs.replace(BUNDLE.manifest.trace, **values))
 
 
-def changed_step(change: Callable[[onnx.ModelProto], None]) -> Bundle:
-    model = onnx.load_from_string(BUNDLE.step)
+def changed_grad(change: Callable[[onnx.ModelProto], None]) -> Bundle:
+    model = onnx.load_from_string(BUNDLE.grad)
     change(model)
-    return rebuilt(BUNDLE, step=model.SerializeToString())
+    return rebuilt(BUNDLE, grad=model.SerializeToString())
 
 
-def forget_momentum(model: onnx.ModelProto) -> None:
+def forget_a_factor(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
-        if node.output[0].startswith("new_velocity."):
-            node.op_type = "Sub"
+        if node.output[0] == "gradient.output":
+            node.op_type = "Mul"
 
 
 def misplace_a_gradient(model: onnx.ModelProto) -> None:
@@ -73,11 +76,11 @@ TRACE = BUNDLE.manifest.trace
         (changed_trace(losses=[loss * 1.01 for loss in TRACE.losses]), "loss of step 1"),
         (changed_trace(losses=[*TRACE.losses[:4], TRACE.losses[4] + 0.01]), "loss of step 5"),
         (changed_trace(change=TRACE.change * 1.01), "change after 5 steps"),
-        (changed_trace(logits=(BUNDLE.manifest.trace_logits() + np.float32(0.1)).tobytes()), "logits"),
+        (changed_trace(output=(BUNDLE.manifest.trace_output() + np.float32(0.1)).tobytes()), "output"),
         (changed_trace(learning_rate=TRACE.learning_rate * 1.1), "loss of step"),
         (changed_trace(momentum=0.8), "loss of step"),
-        (changed_step(forget_momentum), "loss of step"),
-        (changed_step(misplace_a_gradient), "loss of step"),
+        (changed_grad(forget_a_factor), "loss of step"),
+        (changed_grad(misplace_a_gradient), "loss of step"),
         (rebuilt(BUNDLE, weights=BUNDLE.weights * np.float32(1.01)), "loss of step 1"),
     ],
 )
@@ -99,11 +102,11 @@ OTHER = build_bundle(mlp((4,), 3, hidden=(9,)), name="other")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": b"not a graph"}, r"step\.onnx cannot be loaded"),
+        ({"grad": b"not a graph"}, r"grad\.onnx cannot be loaded"),
         ({"infer": b"not a graph"}, r"infer\.onnx cannot be loaded"),
-        ({"step": BUNDLE.infer}, r"step\.onnx has inputs"),
-        ({"infer": BUNDLE.step}, r"infer\.onnx has inputs"),
-        ({"step": OTHER.step}, r"step\.onnx has inputs"),
+        ({"grad": BUNDLE.infer}, r"grad\.onnx has inputs"),
+        ({"infer": BUNDLE.grad}, r"infer\.onnx has inputs"),
+        ({"grad": OTHER.grad}, r"grad\.onnx has inputs"),
         ({"infer": OTHER.infer}, r"infer\.onnx has inputs"),
     ],
 )
@@ -119,8 +122,8 @@ def swap_outputs(model: onnx.ModelProto) -> None:
 
 
 def test_outputs_in_another_order_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"step\.onnx has outputs"):
-        Trainer(changed_step(swap_outputs))
+    with pytest.raises(ConfigError, match=r"grad\.onnx has outputs"):
+        Trainer(changed_grad(swap_outputs))
 
 
 def test_a_graph_cannot_read_the_devices_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,5 +150,5 @@ def test_a_graph_that_fails_at_run_time_is_a_configuration_error() -> None:
                 node.output[0] = "true.loss"
         model.graph.node.append(helper.make_node("Add", ["true.loss", "number"], ["loss"]))
 
-    with pytest.raises(ConfigError, match=r"step\.onnx cannot be run"):
-        Trainer(changed_step(break_reshape)).self_test()
+    with pytest.raises(ConfigError, match=r"grad\.onnx cannot be run"):
+        Trainer(changed_grad(break_reshape)).self_test()

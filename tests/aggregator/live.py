@@ -182,7 +182,7 @@ def enrol_agent(
 
 def samples(home: AgentHome) -> Dataset:
     """Return a device's data."""
-    return load_npz(home.data_path, [FEATURES], CLASSES)
+    return load_npz(home.data_path, build_bundle(softmax((FEATURES,), CLASSES), name="read").manifest)
 
 
 class Witness(Trainer):

@@ -10,6 +10,8 @@ from tests.modelkit.helpers import Array, classifier, linear, node, normal, run
 from covey_modelkit import build_bundle, mlp, softmax
 from covey_protocol.bundle import Bundle
 from covey_protocol.errors import ConfigError
+from covey_protocol.optimiser import Optimiser
+from covey_protocol.plan import Plan
 
 # Losses of 20 steps of the model below (seed 0) on the batches below, as `numpy_losses` computes them in float64.
 GOLDEN = [
@@ -73,15 +75,13 @@ def numpy_losses(weights: list[Array]) -> list[float]:
 
 
 def bundle_losses(bundle: Bundle) -> list[float]:
-    count = len(bundle.manifest.parameters)
-    state = [np.array(view) for view in bundle.manifest.views(bundle.weights)]
-    state += [np.zeros_like(view) for view in state]
-    scalars = [np.array(LEARNING_RATE, np.float32), np.array(MOMENTUM, np.float32)]
+    weights = bundle.weights.copy()
+    optimiser = Optimiser(weights, bundle.dimension, Plan(learning_rate=LEARNING_RATE, momentum=MOMENTUM))
     losses = []
     for x, y in batches():
-        *state, loss = run(bundle.step, [*state, x, y, *scalars])
+        *slopes, loss = run(bundle.grad, [*bundle.manifest.views(weights), x, y])
+        optimiser.step(np.concatenate([slope.reshape(-1) for slope in slopes]))
         losses.append(float(loss))
-    assert len(state) == 2 * count
     return losses
 
 
@@ -105,14 +105,12 @@ def test_any_batch_size_runs(rows: int) -> None:
     views = bundle.manifest.views(bundle.weights)
     x = normal(np.random.default_rng(0), rows, 2, 3)
     assert run(bundle.infer, [*views, x])[0].shape == (rows, 4)
-    rest = [np.zeros_like(view) for view in views]
-    scalars = [np.array(0.1, np.float32), np.array(0.9, np.float32)]
-    assert run(bundle.step, [*views, *rest, x, np.zeros(rows, np.int64), *scalars])[-1].shape == ()
+    assert run(bundle.grad, [*views, x, np.zeros(rows, np.int64)])[-1].shape == ()
 
 
 def test_graphs_are_standard() -> None:
     bundle = build_bundle(mlp((2, 3), 4), name="test")
-    for content in (bundle.step, bundle.infer):
+    for content in (bundle.grad, bundle.infer):
         model = onnx.load_from_string(content)
         assert model.ir_version <= 10
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
@@ -123,7 +121,7 @@ def test_graphs_are_standard() -> None:
 
 def test_weights_are_not_stored_in_the_graphs() -> None:
     bundle = build_bundle(mlp((64,), 10), name="test")
-    for content in (bundle.step, bundle.infer):
+    for content in (bundle.grad, bundle.infer):
         assert sum(len(tensor.raw_data) for tensor in onnx.load_from_string(content).graph.initializer) < 100
 
 
@@ -186,3 +184,27 @@ def test_sizes_that_only_the_runtime_notices_are_refused(name: str, shape: tuple
 def test_a_bad_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="name"):
         build_bundle(linear(), name=name)
+
+
+def head() -> onnx.ModelProto:
+    rng = np.random.default_rng(1)
+    weights = {"body.w": normal(rng, 3, 4), "head.w": normal(rng, 4, 2), "head.b": normal(rng, 2)}
+    nodes = [node("MatMul", ["x", "body.w"], "h"), node("Relu", ["h"], "r")]
+    return classifier([*nodes, node("Gemm", ["r", "head.w", "head.b"], "logits")], weights)
+
+
+def test_frozen_layers_are_part_of_the_graphs() -> None:
+    bundle = build_bundle(head(), name="head", train=["head.*"])
+    assert [spec.name for spec in bundle.manifest.parameters] == ["head.w", "head.b"]
+    assert bundle.dimension == 10
+    x = normal(np.random.default_rng(2), 5, 3)
+    outputs = [
+        run(made.infer, [*made.manifest.views(made.weights), x]) for made in (bundle, build_bundle(head(), name="a"))
+    ]
+    np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+    assert "gradient.h" not in {part.name for part in onnx.load_from_string(bundle.grad).graph.node}
+
+
+def test_patterns_that_fit_no_weight_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no weight is called 'tail\.\*'; there are body\.w, head\.w, head\.b"):
+        build_bundle(head(), name="head", train=["head.*", "tail.*"])

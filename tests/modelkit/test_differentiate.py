@@ -20,8 +20,8 @@ RNG = np.random.default_rng(2)
 
 def gradient_of_input(forward: Forward) -> tuple[GraphWriter, str]:
     writer = GraphWriter(forward.shapes)
-    seed = LOSSES["cross-entropy"](writer, forward.logits, "labels").gradient
-    return writer, differentiate(writer, forward.nodes, {forward.logits: seed}, [forward.input])[forward.input]
+    seed = LOSSES["cross-entropy"](writer, forward.output, "labels").gradient
+    return writer, differentiate(writer, forward.nodes, {forward.output: seed}, [forward.input])[forward.input]
 
 
 def test_the_input_can_be_differentiated_too() -> None:

@@ -29,7 +29,7 @@ def logits(model: onnx.ModelProto) -> Array:
 
 def test_an_ordinary_model_is_understood() -> None:
     forward = read_forward(classifier([GEMM], {"w": W, "b": B}))
-    assert (forward.input, forward.input_shape, forward.logits, forward.classes) == ("x", [3], "logits", 2)
+    assert (forward.input, forward.input_shape, forward.output, forward.output_shape) == ("x", [3], "logits", [2])
     assert forward.candidates == ["w", "b"]
 
 
@@ -48,8 +48,8 @@ def test_a_final_softmax_is_dropped(operator: str, axis: int) -> None:
 
 def test_a_softmax_over_the_batch_is_not_dropped() -> None:
     model = classifier([GEMM, node("Softmax", ["logits"], "p", axis=0)], {"w": W, "b": B}, output="p")
-    with pytest.raises(ConfigError, match="Softmax"):
-        build_bundle(model, name="test")
+    z = X @ W + B
+    np.testing.assert_allclose(logits(model), np.exp(z) / np.exp(z).sum(axis=0), rtol=1e-5)
 
 
 def test_a_fixed_batch_size_is_freed() -> None:
@@ -164,14 +164,14 @@ def fixed_reshape(model: onnx.ModelProto) -> None:
         (foreign_operator, "Gemm of com.example"),
         (branch, r"node 'the-chosen' \(If\) holds a graph"),
         (contradictory_shapes, "shapes do not fit"),
-        (fixed_reshape, "fixes the batch size to 1"),
+        (fixed_reshape, "fixes the batch size"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused(change: Callable[[onnx.ModelProto], None], message: str) -> None:
     model = classifier([GEMM], {"w": W, "b": B})
     change(model)
     with pytest.raises(ConfigError, match=message):
-        read_forward(model)
+        build_bundle(model, name="test")
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_models_that_cannot_be_used_are_refused(change: Callable[[onnx.ModelProt
 )
 def test_models_of_the_wrong_form_are_refused(model: onnx.ModelProto, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_forward(model)
+        build_bundle(model, name="test")

@@ -26,7 +26,7 @@ def make_bundle() -> Bundle:
         name="tiny",
         loss="cross-entropy",
         input=TensorSpec("x", [3]),
-        classes=2,
+        output=[2],
         parameters=[TensorSpec("w", [3, 2]), TensorSpec("b", [2])],
         opset=18,
         trace=Trace(
@@ -37,9 +37,9 @@ def make_bundle() -> Bundle:
             momentum=0.9,
             losses=[0.9, 0.8, 0.7, 0.6, 0.55],
             change=0.3,
-            logits=rng.standard_normal((4, 2)).astype("<f4").tobytes(),
+            output=rng.standard_normal((4, 2)).astype("<f4").tobytes(),
         ),
-        step=b"a training step",
+        grad=b"a graph of gradients",
         infer=b"an inference graph",
         weights=rng.standard_normal(8).astype(np.float32),
     )
@@ -65,7 +65,7 @@ def test_round_trip() -> None:
     decoded = Bundle.decode(ENCODED)
     assert decoded.encode() == ENCODED
     assert decoded.manifest == BUNDLE.manifest
-    assert (decoded.step, decoded.infer) == (BUNDLE.step, BUNDLE.infer)
+    assert (decoded.grad, decoded.infer) == (BUNDLE.grad, BUNDLE.infer)
     assert decoded.weights.tobytes() == BUNDLE.weights.tobytes()
     assert decoded.digest == BUNDLE.digest == content_digest(ENCODED)
     assert decoded.dimension == 8
@@ -105,7 +105,7 @@ def test_a_changed_byte_never_reaches_the_files(position: int, bits: int) -> Non
     except MalformedError:
         return
     # Only a value of the manifest can have become another sound one, and then the digest tells.
-    assert (decoded.step, decoded.infer) == (BUNDLE.step, BUNDLE.infer)
+    assert (decoded.grad, decoded.infer) == (BUNDLE.grad, BUNDLE.infer)
     assert decoded.weights.tobytes() == BUNDLE.weights.tobytes()
     assert decoded.encode() == data
     assert decoded.digest != BUNDLE.digest
@@ -146,7 +146,7 @@ def floats(*values: float) -> bytes:
 
 
 REFUSALS: dict[str, tuple[Callable[[Plain], Any], str]] = {
-    "another format": (lambda b: b.update(format="covey-bundle/2"), "format"),
+    "another format": (lambda b: b.update(format="covey-bundle/1"), "format"),
     "no manifest": (lambda b: b.pop("manifest"), "map of format"),
     "an unknown part": (lambda b: b.update(extra=1), "map of format"),
     "an unknown manifest field": (manifest("extra", 1), "extra"),
@@ -176,24 +176,24 @@ REFUSALS: dict[str, tuple[Callable[[Plain], Any], str]] = {
     "long weights": (lambda b: set_weights(b, b["files"]["weights.bin"] + bytes(4)), "weights.bin"),
     "NaN weights": (lambda b: set_weights(b, floats(*[1.0] * 7, np.nan)), "not finite"),
     "infinite weights": (lambda b: set_weights(b, floats(-np.inf, *[1.0] * 7)), "not finite"),
-    "another step": (lambda b: b["files"].update({"step.onnx": b"another"}), "step.onnx"),
+    "another grad": (lambda b: b["files"].update({"grad.onnx": b"another"}), "grad.onnx"),
     "another infer": (lambda b: b["files"].update({"infer.onnx": b"another"}), "infer.onnx"),
     "other weights": (lambda b: b["files"].update({"weights.bin": bytes(32)}), "weights.bin"),
-    "another digest": (lambda b: b["manifest"]["files"].update({"step.onnx": bytes(32)}), "step.onnx"),
-    "a short digest": (lambda b: b["manifest"]["files"].update({"step.onnx": b""}), "step.onnx"),
+    "another digest": (lambda b: b["manifest"]["files"].update({"grad.onnx": bytes(32)}), "grad.onnx"),
+    "a short digest": (lambda b: b["manifest"]["files"].update({"grad.onnx": b""}), "grad.onnx"),
     "a missing file": (lambda b: b["files"].pop("infer.onnx"), "exactly"),
     "a missing digest": (lambda b: b["manifest"]["files"].pop("infer.onnx"), "exactly"),
     "an unknown file": (lambda b: b["files"].update({"more.onnx": b"x"}), "exactly"),
-    "text for a file": (lambda b: b["files"].update({"step.onnx": "text"}), "step.onnx"),
-    "an empty file": (lambda b: b["files"].update({"step.onnx": b""}), "step.onnx"),
+    "text for a file": (lambda b: b["files"].update({"grad.onnx": "text"}), "grad.onnx"),
+    "an empty file": (lambda b: b["files"].update({"grad.onnx": b""}), "grad.onnx"),
     "files in an array": (lambda b: b.update(files=[]), "exactly"),
     "an empty trace batch": (trace("batch", 0), "batch"),
     "a huge trace batch": (trace("batch", 257), "batch"),
     "a trace batch of other length": (trace("batch", 3), "trace: x"),
     "short trace labels": (trace("y", bytes(24)), "trace: y"),
-    "long trace logits": (trace("logits", bytes(36)), "trace: logits"),
+    "long trace output": (trace("output", bytes(36)), "trace: output"),
     "NaN in the trace": (trace("x", floats(*[np.nan] * 12)), "not finite"),
-    "NaN logits in the trace": (trace("logits", floats(*[np.nan] * 8)), "not finite"),
+    "NaN output in the trace": (trace("output", floats(*[np.nan] * 8)), "not finite"),
     "a trace label too large": (trace("y", np.array([0, 1, 2, 0], "<i8").tobytes()), "labels"),
     "a negative trace label": (trace("y", np.array([0, 1, -1, 0], "<i8").tobytes()), "labels"),
     "four trace losses": (trace("losses", [0.5] * 4), "losses"),
@@ -230,7 +230,7 @@ def test_create_applies_the_same_rules() -> None:
             name=made.name,
             loss=made.loss,
             input=made.input,
-            classes=made.classes,
+            output=made.output,
             parameters=made.parameters,
             opset=made.opset,
             trace=made.trace,

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from covey_agent.data import Dataset, load_npz
-from covey_modelkit import mlp
+from covey_modelkit import build_bundle, mlp, softmax
 from covey_protocol.errors import ConfigError
 from covey_simulator.data import device_names, load_corpus, make_bundle, partition, write_slices
 from covey_simulator.scenario import Scenario, demo_scenario, parse_scenario
@@ -101,9 +101,10 @@ def test_refuses_to_deal_more_than_there_is(count: int, each: int) -> None:
 def test_slices_are_files_that_agents_read(tmp_path: Path) -> None:
     slices = partition(numbered(103), scenario())
     files = write_slices(slices, tmp_path / "slices")
+    manifest = build_bundle(softmax((1,), 4), name="read").manifest
     assert list(files) == device_names(10) == [f"pi-{n:02d}" for n in range(1, 11)]
     for path, part in zip(files.values(), slices, strict=True):
-        read = load_npz(path, [1], 4)
+        read = load_npz(path, manifest)
         assert np.array_equal(read.x, part.x)
         assert np.array_equal(read.y, part.y)
 

@@ -37,6 +37,8 @@ class Gradients:
     def __init__(self, bundle: Bundle, x: Float32, y: Int64) -> None:
         manifest = self._manifest = bundle.manifest
         self.classes, self.dimension = manifest.classes, bundle.dimension
+        if not self.classes:
+            raise ConfigError(f"model {manifest.name!r} has no labels, and probes go by labels; leave probes off")
         if self.classes > MAX_CLASSES:
             raise ConfigError(f"model {manifest.name!r} has {self.classes} classes, probes know at most {MAX_CLASSES}")
         rows = np.random.default_rng(0).permutation(len(y))[:SAMPLES]
@@ -48,11 +50,11 @@ class Gradients:
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._step = ort.InferenceSession(bundle.step, options, providers=["CPUExecutionProvider"])
+            self._grad = ort.InferenceSession(bundle.grad, options, providers=["CPUExecutionProvider"])
             self._infer = ort.InferenceSession(bundle.infer, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
             raise ConfigError(f"the graphs of {manifest.name!r} cannot be loaded: {error}") from error
-        self._rest = [np.zeros(spec.shape, np.float32) for spec in manifest.parameters]
+        self._buffers = bundle.dimension - manifest.trainable
 
     def __call__(self, weights: Float32) -> NDArray[np.float32]:
         """Return 3·C directions, shape (3·C, d), down the loss's slope.
@@ -74,15 +76,15 @@ class Gradients:
     def down(self, weights: Float32, x: Float32, label: int) -> Float32:
         """Return the direction down the mean loss of samples under a label: minus its gradient.
 
-        A step without momentum leaves the gradient in the momentum buffers.
+        Buffers have none: there it is zero. Where a model drops out, nothing is dropped.
         """
-        names = [value.name for value in self._step.get_inputs()]
-        labels, zero = np.full(len(x), label, np.int64), np.zeros((), np.float32)
-        values = [*self._manifest.views(weights), *self._rest, x, labels, zero, zero]
-        count = len(self._rest)
-        wanted = [value.name for value in self._step.get_outputs()[count : 2 * count]]
-        slopes = self._step.run(wanted, dict(zip(names, values, strict=True)))
-        return -np.concatenate([slope.ravel() for slope in slopes])
+        names = [value.name for value in self._grad.get_inputs()]
+        labels = np.full(len(x), label, np.int64)
+        noise = [np.ones((len(x), *shape), np.float32) for shape in self._manifest.noise]
+        values = [*self._manifest.views(weights), x, labels, *noise]
+        wanted = [value.name for value in self._grad.get_outputs()[: len(self._manifest.parameters)]]
+        slopes = self._grad.run(wanted, dict(zip(names, values, strict=True)))
+        return -np.concatenate([*(slope.ravel() for slope in slopes), np.zeros(self._buffers, np.float32)])
 
     def share(self, weights: Float32, x: Float32, label: int) -> float:
         """Return the share of samples that a model takes for a label."""
