@@ -167,11 +167,12 @@ def test_a_client_is_whom_its_certificate_names_whatever_it_calls_itself(fleet: 
         thief.granted.get(timeout=SECONDS)
         thief.client.publish(f"{BASE}/dev/bob/down/roster", b"as the aggregator", qos=1)
         assert "Not authorized" in thief.acknowledged.get(timeout=SECONDS)
-        fleet.enter("aggregator").say(f"{BASE}/dev/bob/down/end", f"{BASE}/pub/alert")
+        aggregator = fleet.enter("aggregator")
+        aggregator.say(f"{BASE}/dev/bob/down/end", f"{BASE}/pub/alert")
         assert bob.next() == f"{BASE}/dev/bob/down/end", "nothing of the thief's came before"
         thief.client.subscribe(f"{BASE}/pub/alert", qos=1)
         thief.granted.get(timeout=SECONDS)
-        fleet.enter("aggregator").say(f"{BASE}/pub/alert")
+        aggregator.say(f"{BASE}/pub/alert")
         assert thief.heard.get(timeout=SECONDS) == f"{BASE}/pub/alert", (
             "it hears what its certificate may, and that alone"
         )

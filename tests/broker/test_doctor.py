@@ -46,11 +46,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[RunningBroker]:
-    with start_tls(tmp_path_factory.mktemp("broker"), authority) as running, peers() as held:
-        held.append(Peer.by_certificate(running, authority, "aggregator"))
-        word = write_time(NOW, fleet=FLEET, key=AGGREGATOR_KEY)
-        held[0].link.publish(topics.pub(FLEET, topics.TIME), word, retain=True)
-        assert held[0].link.drain(20)
+    with start_tls(tmp_path_factory.mktemp("broker"), authority) as running:
+        with peers() as held:
+            held.append(Peer.by_certificate(running, authority, "aggregator"))
+            word = write_time(NOW, fleet=FLEET, key=AGGREGATOR_KEY)
+            held[0].link.publish(topics.pub(FLEET, topics.TIME), word, retain=True)
+            assert held[0].link.drain(20)
         yield running
 
 
