@@ -38,7 +38,7 @@ LIMITS = [
     "use_username_as_clientid",
 ]
 # What everybody may hear, without a third part; every other kind has one.
-SINGLE = {topics.REVOCATIONS, topics.ALERT}
+SINGLE = {topics.REVOCATIONS, topics.ALERT, topics.DELEGATION, topics.POLICY, topics.TIME}
 
 
 def lines(name: str) -> dict[str, str]:
