@@ -21,7 +21,7 @@ import yaml
 from click.testing import CliRunner
 from tests.agent.enrolled import bundle_file, enrolled, provision
 from tests.broker.authority import DAY, SERVER, Authority
-from tests.broker.rig import FLEET, Peer, make_authority, peers, start_tls, start_variant
+from tests.broker.rig import FLEET, Peer, Raw, context, make_authority, peers, start_tls, start_variant
 from tests.protocol.rig import SERVER as AGGREGATOR_KEY
 
 from covey_agent import doctor
@@ -89,7 +89,7 @@ def test_a_device_that_is_well_is_told_so(tmp_path: Path, authority: Authority, 
     assert {name: checks[name] for name in (*well, "aggregator")} == dict.fromkeys((*well, "aggregator"), "ok")
     assert "others" not in checks and "read" not in checks
     words = CliRunner().invoke(cli, ["doctor", "--home", str(home.path)]).stdout
-    assert "ok   login     as pi-0, MQTT 5" in words
+    assert "ok   login       as pi-0, MQTT 5" in words
 
 
 def test_its_visit_leaves_nothing_and_says_nothing(tmp_path: Path, authority: Authority, broker: RunningBroker) -> None:
@@ -103,6 +103,19 @@ def test_its_visit_leaves_nothing_and_says_nothing(tmp_path: Path, authority: Au
         held.append(Peer.by_certificate(broker, authority, "pi-0"))
         assert held[2].next() == topics.down(FLEET, "pi-0", topics.DEALT), "it waits still"
         assert held[0].until(topics.up(FLEET, "pi-0", "doctor")) == {topics.up(FLEET, "pi-0", "doctor")}
+
+
+def test_it_leaves_no_session_where_there_was_none(tmp_path: Path, authority: Authority, broker: RunningBroker) -> None:
+    authority.issue("pi-7")
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 2), np.float32), y=np.arange(4))
+    home = enrolled(tmp_path, "pi-7", data=str(tmp_path / "data.npz"), broker=reach(authority, broker, "pi-7"))
+    assert told(doctor.examine(home.path), "login").startswith("ok")
+    with Raw(broker, "pi-7", context(authority, "pi-7")) as after:
+        present: list[bool] = []
+        known = after.client.on_connect
+        after.client.on_connect = lambda *args: (present.append(args[2].session_present), known(*args))  # type: ignore
+        assert after.connect(clean_start=False) == "Success"
+        assert present == [False]
 
 
 def test_wrong_ca(tmp_path: Path, authority: Authority, broker: RunningBroker) -> None:

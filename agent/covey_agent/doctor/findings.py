@@ -37,7 +37,7 @@ def skip(check: str, text: str) -> Finding:
 
 def in_words(findings: list[Finding]) -> str:
     """Return the findings as lines."""
-    lines = [f"{finding.level:<5}{finding.check:<10}{finding.text}" for finding in findings]
+    lines = [f"{finding.level:<5}{finding.check:<12}{finding.text}" for finding in findings]
     failed = sum(finding.level == "fail" for finding in findings)
     warned = sum(finding.level == "warn" for finding in findings)
     lines.append("all is well" if not failed and not warned else f"{failed} failed, {warned} to look at")

@@ -104,6 +104,7 @@ class Login:
         client.on_subscribe = lambda _c, _u, _mid, reasons, _p: self._answers.put(
             _Answer(str(reasons[0]), reasons[0].is_failure)
         )
+        client.on_unsubscribe = lambda _c, _u, _mid, _reasons, _p: self._answers.put(_Answer("", False))
         client.on_message = lambda _c, _u, message: self._heard.append((message.topic, bytes(message.payload)))
         try:
             connect_client(client, self._options)
@@ -152,8 +153,9 @@ class Login:
         written = self._publish(topics.up(fleet, device, PROBE))
         foreign = self._publish(topics.up(fleet, f"{device[:50]}-not", PROBE))
         self._publish(topics.up(fleet, device, PROBE))  # answered after whatever was retained has come
-        for topic in strange:
+        for topic in strange:  # and hear that it is done: leaving with an answer on its way would lose our goodbye
             self._client.unsubscribe(topic)
+            self._answers.get(timeout=_SECONDS)
         found = []
         if written.failed:
             text = (
