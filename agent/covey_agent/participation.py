@@ -26,7 +26,7 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Blob, Close, Delta, Manifest
 from covey_protocol.model import Weights
 from covey_protocol.model_guard import ModelGuard
-from covey_protocol.ring import Metrics
+from covey_protocol.ring import Metrics, RingScale
 from covey_protocol.roster import OpenRound, Trust
 from covey_protocol.round_table import DeviceStage
 
@@ -237,7 +237,7 @@ class Participation:
     def _accept(self, weights: Weights, manifest: Manifest, round_: int) -> None:
         """Make a model the current one, unless it has moved further than honest rounds can move it."""
         assert self.weights is not None and self._guard is not None
-        self._guard.check_step(self.weights, weights, manifest.clip, round_ - self._model_round)
+        self._guard.check_step(self.weights, weights, RingScale.of(manifest).reach, round_ - self._model_round)
         self._set_model(weights, round_)
 
     def _set_model(self, weights: Weights, round_: int) -> None:

@@ -69,6 +69,7 @@ def snapshot(
             "forgotten": ledger.forgotten,
         },
         "sketches": {"numbers": ledger.sketched(), "budget": policy.sketch_budget or None},
+        "privacy": ledger.privacy.snapshot(policy),
         "refusals": dict(refusals),
     }
 
@@ -100,9 +101,19 @@ def in_words(report: dict[str, Any]) -> str:
     if sketches:
         cap = f", of at most {sketches['budget']}" if sketches["budget"] else ""
         lines.append(f"sketches: {sketches['numbers']} numbers told{cap}")
+    lines += _spent_in_words(report.get("privacy") or {})
     for cause, count in (report.get("refusals") or {}).items():
         lines.append(f"refused {count} messages: {cause}")
     return "\n".join(lines)
+
+
+def _spent_in_words(spent: dict[str, Any]) -> list[str]:
+    if not spent:
+        return []
+    cap = f", of at most {spent['max']:g}" if spent["max"] else ""
+    epsilon = "is not bounded" if spent["epsilon"] is None else f"{spent['epsilon']:.3g}"
+    bare = f", {spent['without_noise']} without" if spent["without_noise"] else ""
+    return [f"privacy: epsilon {epsilon}{cap} at delta {spent['delta']:g}; {spent['rounds']} rounds with noise{bare}"]
 
 
 def _day(seconds: int) -> str:

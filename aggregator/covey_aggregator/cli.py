@@ -18,6 +18,7 @@ from covey_aggregator.cli_device import device
 from covey_aggregator.cli_home import accept_command, init_command, renew_command
 from covey_aggregator.cli_invite import add_command
 from covey_aggregator.cli_operator import operator
+from covey_aggregator.cli_privacy import privacy_command
 from covey_aggregator.cli_reputation import quarantine_command, release_command
 from covey_aggregator.cli_revoke import forget_command, revoke_command
 from covey_aggregator.cli_task import task
@@ -115,6 +116,7 @@ device.add_command(revoke_command)
 device.add_command(forget_command)
 device.add_command(quarantine_command)
 device.add_command(release_command)
+cli.add_command(privacy_command)
 cli.add_command(task)
 # Commands of extras that may not be installed: the package, what it needs, and the command in it.
 for module, needs, name in (("covey_modelkit", "onnx", "model"), ("covey_simulator", "sklearn", "simulate")):

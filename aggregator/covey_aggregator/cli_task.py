@@ -41,12 +41,14 @@ def start(file: Path, home: Path) -> None:
     config = load_task(file)
     if config.group_size < policy.roster_min:
         raise ConfigError(f"{file}: group_size {config.group_size}: the policy asks for groups of {policy.roster_min}")
-    if policy.noise_min > 0:
-        raise ConfigError(f"{file}: the policy asks for noise of {policy.noise_min:g}, which no device can add yet")
     try:
-        Bundle.decode(Path(config.bundle).read_bytes())
+        bundle = Bundle.decode(Path(config.bundle).read_bytes())
     except CoveyError as error:
         raise ConfigError(f"{config.bundle}: {error}") from error
+    try:
+        config.noise(bundle.dimension, policy)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     Store(home / DATABASE_FILE).add_task(config)
     click.echo(f"task {config.name} is queued; watch it with: covey task status {config.name} --home {home} --watch")
 

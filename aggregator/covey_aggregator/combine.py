@@ -23,10 +23,10 @@ _CAUTION = 0.5
 
 @dataclass(frozen=True)
 class GroupMean:
-    """One group's outcome: mean update, shape (d,), mean metrics, and how many are in it."""
+    """One group's outcome: mean update, shape (d,), mean metrics if any are told, and how many are in it."""
 
     update: Weights
-    metrics: Metrics
+    metrics: Metrics | None
     count: int
 
 
@@ -38,9 +38,9 @@ class Combined:
     delta: bytes
     accuracy: float | None
     loss: float | None
-    federated_accuracy: float
-    federated_loss: float
-    update_norm: float
+    federated_accuracy: float | None
+    federated_loss: float | None
+    update_norm: float | None
     flag: str = ""
 
 
@@ -49,7 +49,7 @@ def group_mean(total: Ring, count: int, scale: RingScale) -> GroupMean | None:
     if out_of_range(total, count, scale):
         return None
     update, metrics = decode_mean(total, count, scale)
-    return GroupMean(update, metrics, count)
+    return GroupMean(update, metrics if scale.noise is None else None, count)
 
 
 def combine(
@@ -99,11 +99,17 @@ def combine(
         delta=delta,
         accuracy=accuracy,
         loss=loss,
-        federated_accuracy=float(np.median([mean.metrics.accuracy for mean in means])),
-        federated_loss=float(np.median([mean.metrics.loss for mean in means])),
-        update_norm=float(np.median([mean.metrics.norm for mean in means])),
+        federated_accuracy=_median("accuracy", means),
+        federated_loss=_median("loss", means),
+        update_norm=_median("norm", means),
         flag=flag,
     )
+
+
+def _median(metric: str, means: Sequence[GroupMean]) -> float | None:
+    """Return the median over groups of a metric, None where none is told."""
+    told = [getattr(mean.metrics, metric) for mean in means if mean.metrics is not None]
+    return float(np.median(told)) if told else None
 
 
 def cap_step(step: Row, rows: Sequence[Row], influence: Influence) -> Row:

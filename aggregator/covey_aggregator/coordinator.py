@@ -393,9 +393,11 @@ class Coordinator:
             self._running = RunningTask.load(row, closed, self.models, self._entropy, is_spent)
             dimension = len(self._running.weights)
             self._running.sketch = row.task.attestation.size(dimension, self._home.policy)
-            if self._running.sketch:
+            noise = row.task.noise(dimension, self._home.policy)
+            self._running.noise = noise.multiplier if noise is not None else 0.0
+            if self._running.sketch and noise is None:
                 RingScale(row.task.clip, ROSTER_MIN).check_sketch(dimension, self._running.sketch)
-            elif row.task.probes:
+            elif row.task.probes and not self._running.sketch:
                 raise ConfigError("probes look at sketches, and the policy or the model allows none")
         except CoveyError as error:
             effects += self._resumption.abandon(row, self._groupings, str(error)) if head is not None else []
@@ -546,12 +548,18 @@ class Coordinator:
             clip=reputations.clip(task),
             sketch=running.sketch,
             lot=task.attestation.lot,
-            n_min=self._home.policy.roster_min,
+            noise=running.noise,
+            a_min=task.privacy.a_min,
+            n_min=max(self._home.policy.roster_min, task.privacy.a_min),
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in self._groupings)),
             windows=self._judgement.windows(task, self._groupings),
             sealing_key=public_key(spool.secret),
             revocations=self._trust.revocations.held,
         )
+        try:
+            RingScale.of(manifest)
+        except ConfigError as error:  # the groups came out larger than the task was checked for
+            return self._finish(running, "failed", str(error))
         body = write(manifest)
         opened = OpenRound(task.name, running.round, running.attempt, manifest, manifest_digest(body), body)
         members = {name for grouping in self._groupings for name, _ in grouping.members}

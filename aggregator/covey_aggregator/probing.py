@@ -158,7 +158,7 @@ def sketches_of(run: RoundRun) -> Sketches:
     for shard, finding in run.attesting.findings.items():
         summed = [group for group in run.attesting.members_of(shard) if group.aborted is None]
         names = {name for group in summed for name in group.survivors} - set(run.liars)
-        reals = finding.in_reals(RingScale(manifest.clip, manifest.n_max))
+        reals = finding.in_reals(RingScale.of(manifest))
         if part := {name: sketch for name, sketch in reals.items() if name in names}:
             found[run.attesting.seeds[shard]] = part
     return found

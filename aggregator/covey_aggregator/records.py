@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from covey_protocol.noise import Noise
+
 
 class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How one group fared; ``cause`` and ``reason`` are empty for a group that closed.
@@ -30,7 +32,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     payload bytes that the aggregator received and published. ``seconds`` counts from OPEN to CLOSE, the time included
     in which the aggregator was down; ``resumed`` says how often it took the round up again. ``sketch`` is k, 0 for a
     round without sketches; ``attested`` devices told one, and ``rejected`` sent an update that was not summed. ``flag``
-    says what is doubtful about the new model, if anything is.
+    says what is doubtful about the new model, if anything is. ``noise`` is what devices added; in rounds with noise
+    they tell no metrics.
     """
 
     round: int
@@ -57,6 +60,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     sketch: int = 0
     attested: int = 0
     flag: str = ""
+    noise: Noise | None = None
 
     @staticmethod
     def aborted(round_: int, attempt: int, model: str, clip: float, details: list[GroupRecord]) -> RoundRecord:

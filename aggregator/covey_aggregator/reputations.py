@@ -170,9 +170,9 @@ class Reputations:
     # Rounds
 
     def clip(self, task: Task) -> float:
-        """Return the bound on norms that the next round announces."""
+        """Return the bound on norms that the next round announces; what noise makes of norms is no measure."""
         scale = self._scale
-        if not task.attestation.on or not task.enforces or scale.task != task.name or not scale.norm:
+        if task.privacy.on or not task.attestation.on or not task.enforces or scale.task != task.name or not scale.norm:
             return task.clip
         return next_clip(task.clip, norm=scale.norm, last=scale.clip)
 
@@ -203,7 +203,7 @@ class Reputations:
         if ruled is None or ruled[0].sketches != sketches:
             manifest = run.opened.manifest
             ruling = self._books[finding.shard].ruling(
-                finding.in_reals(RingScale(manifest.clip, manifest.n_max)),
+                finding.in_reals(RingScale.of(manifest)),
                 enforce=task.enforces,
                 disputed=finding.disputed,
                 refused=[name for name in finding.refused if name not in sketches],

@@ -25,6 +25,7 @@ from covey_protocol.identity import AGGREGATOR
 from covey_protocol.messages import Blob, Close, Delta
 from covey_protocol.model import Weights
 from covey_protocol.payload import write
+from covey_protocol.ring import RingScale
 
 
 @dataclass
@@ -57,6 +58,7 @@ class RunningTask:
     failures: int = 0
     announced: bool = False
     sketch: int = 0
+    noise: float = 0.0
 
     @staticmethod
     def load(
@@ -183,6 +185,7 @@ class RunningTask:
             sketch=run.opened.manifest.sketch,
             attested=sum(len(finding.sketches) for finding in run.attesting.findings.values()),
             flag=outcome.flag if outcome else "",
+            noise=RingScale.of(run.opened.manifest).noise,
         )
 
     def note(self, record: RoundRecord) -> str:

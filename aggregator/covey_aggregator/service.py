@@ -469,7 +469,7 @@ def _sum(group: GroupRound, spool: Spool) -> _Summed:
         total, count = group.unmask(spool.ring)
     except PeerError as error:
         return _Summed(None, str(error), error.culprits)
-    mean = group_mean(total, count, RingScale(manifest.clip, manifest.n_max))
+    mean = group_mean(total, count, RingScale.of(manifest))
     if mean is None:
         return _Summed(None, "the sum holds coordinates that no honest members can have produced")
     return _Summed(mean)

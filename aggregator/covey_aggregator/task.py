@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from covey_aggregator.files import read_yaml
+from covey_aggregator.privacy import Privacy, check_policy
 from covey_aggregator.rules import CONTAMINATION, AnyRule, RuleField, rule
 from covey_aggregator.rules.trimmed_mean import TrimmedMean
 from covey_protocol import topics
 from covey_protocol.errors import ConfigError
 from covey_protocol.messages import RosterSize, Windows
+from covey_protocol.noise import Noise
 from covey_protocol.plan import Plan
 from covey_protocol.policy import Policy
 from covey_protocol.ring import RingScale
@@ -75,6 +77,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         attestation: Sketches that updates are judged by.
         reputation: ``enforce`` leaves out whose sketches speak against them; ``observe`` scores and warns only.
         probes: Look at what devices teach with the held-out samples, to find backdoors that agree with everybody.
+        privacy: Noise that hides single devices in their groups' sums.
         held_out: ``.npz`` file with x and y that the new model is measured on, if there is one.
         windows: Seconds for each stage.
         adaptive: Shorten the windows to what devices have shown to need.
@@ -97,6 +100,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     attestation: Attestation = Attestation()
     reputation: Literal["observe", "enforce"] = "enforce"
     probes: bool = False
+    privacy: Privacy = Privacy()
     held_out: str = ""
     windows: Windows = DEFAULT_WINDOWS
     adaptive: bool = True
@@ -111,6 +115,17 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if isinstance(chosen, TrimmedMean) and chosen.beta is None:
             return TrimmedMean(beta=self.beta)
         return chosen
+
+    def noise(self, dimension: int, policy: Policy) -> Noise | None:
+        """Return the noise of each round, in groups of the size that is asked for; None without any.
+
+        Raises:
+            ConfigError: It cannot be had, or devices would refuse it now or before the last round.
+        """
+        sketch = self.attestation.size(dimension, policy)
+        noise = self.privacy.noise(rounds=self.rounds, group_size=self.group_size, dimension=dimension, sketch=sketch)
+        check_policy(noise, policy, rounds=self.rounds, sketch=sketch)
+        return noise
 
     @property
     def enforces(self) -> bool:

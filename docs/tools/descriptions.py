@@ -37,7 +37,12 @@ DESCRIPTIONS = {
     "Policy.clear_updates": "Whether manifests without masks pass the policy. Devices refuse them all the same today.",
     "Policy.sketch_max": "Largest sketch that a device answers; 0 forbids sketches.",
     "Policy.sketch_budget": "How many numbers a device tells in sketches in its life; 0 sets no limit.",
-    "Policy.noise_min": "Least noise multiplier. Devices cannot add noise yet: above 0 no round is joined.",
+    "Policy.noise_min": "Least [noise](privacy.md) multiplier: a manifest with less is refused.",
+    "Policy.epsilon_max": (
+        "How much privacy the data of one device may lose in all rounds of all tasks, as ε: a device that would lose "
+        "more joins no round. 0 sets no limit; any other value forbids rounds without noise."
+    ),
+    "Policy.delta": "The δ that goes with `epsilon_max`.",
     # agent.yaml
     "AgentConfig.data": "`.npz` file, or folder of them, with arrays x and y. A relative path starts at the home.",
     "AgentConfig.profile": "Firmware profile by name or path; empty takes the one from enrolment.",
@@ -114,6 +119,21 @@ DESCRIPTIONS = {
         "Look at what devices teach with the held-out samples, and hold against them one label for samples of all "
         "kinds: [mild backdoors](robustness.md#mild-backdoors). Needs `attestation` and `held_out`, with six "
         "samples of every class at least, and at most 32 classes."
+    ),
+    "Task.privacy": "[Noise](privacy.md) that hides single devices in their groups' sums. Names one of the first two.",
+    "Privacy.noise_multiplier": "What the noise of a sum's honest members is to the largest update.",
+    "Privacy.epsilon": (
+        "What all rounds may cost one device, as ε. Alone, the noise follows from it; beside a multiplier it is a "
+        "ceiling, and a task that exceeds it is refused."
+    ),
+    "Privacy.delta": "The δ that goes with it.",
+    "Privacy.rounds": (
+        "How many rounds the budget is to last; 0 for `rounds`. More leaves room for attempts that fail after updates "
+        "were masked, which cost as much as others."
+    ),
+    "Privacy.a_min": (
+        "Smallest set that is summed, where it exceeds c + 3. The more members are sure to be in a sum, the less noise "
+        "each adds; a group that falls under it aborts."
     ),
     "Task.held_out": "`.npz` file with x and y that every new model is measured on; empty for none.",
     "Task.windows": "Seconds for each stage. Whoever gives one gives all but `attest` and `accept`.",

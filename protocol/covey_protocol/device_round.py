@@ -14,7 +14,7 @@ import numpy as np
 from nacl.signing import SigningKey
 from numpy.typing import NDArray
 
-from covey_protocol import envelope, identity, masking, prg, ring, roster, sharing, topics
+from covey_protocol import accounting, envelope, identity, masking, prg, ring, roster, sharing, topics
 from covey_protocol.attest_stage import read_assent
 from covey_protocol.certificates import LEAVES, check_certificate, check_survivors, draw_commitment, read_consent
 from covey_protocol.complaints import KEYS, Answers
@@ -23,7 +23,7 @@ from covey_protocol.device_attestation import DeviceAttestation
 from covey_protocol.digest import content_digest
 from covey_protocol.effects import Effect, Note, Remember, Send
 from covey_protocol.epochs import Grouping
-from covey_protocol.errors import RefusedError, StateError
+from covey_protocol.errors import ConfigError, RefusedError, StateError
 from covey_protocol.identity import AGGREGATOR
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import Machine
@@ -71,6 +71,8 @@ class DeviceRound:
         ledger: Its marks.
         entropy: Source of uniform bytes; on a device the operating system's.
     """
+
+    clips = True  # simulated attackers do not
 
     def __init__(
         self,
@@ -127,8 +129,9 @@ class DeviceRound:
         """
         self._machine.require(topics.JOIN)
         manifest = self.opened.manifest
-        if manifest.noise or not manifest.masking:
-            raise RefusedError("this device serves masked rounds without noise only", cause="unsupported")
+        if not manifest.masking:
+            raise RefusedError("this device serves masked rounds only", cause="unsupported")
+        self._check_privacy()
         if manifest.sketch:
             if not K_MIN <= manifest.sketch <= K_MAX:
                 raise RefusedError(f"no sketch has {manifest.sketch} numbers", cause="unsupported")
@@ -161,6 +164,16 @@ class DeviceRound:
         self._machine.advance(topics.JOIN)
         joined = self._ledger.joined(self.opened.task, self.opened.round, self.opened.attempt)
         return [remember, joined, Send(topics.JOIN, self._join)]
+
+    def _check_privacy(self) -> None:
+        """Check before anything is sent that the ring has room for the noise, and the budget for sum and sketch."""
+        try:
+            noise = RingScale.of(self.opened.manifest).noise
+        except ConfigError as error:
+            raise RefusedError(str(error), cause="unsupported") from error
+        if noise is not None:
+            cost = accounting.round_cost(noise, sketched=bool(self.opened.manifest.sketch))
+            self._ledger.privacy.check(cost, self._trust.policy)
 
     def receive(self, kind: str, data: bytes) -> list[Effect]:
         """Take one of the aggregator's messages.
@@ -223,7 +236,8 @@ class DeviceRound:
 
         Raises:
             StaleError: The round is not waiting for it.
-            RefusedError: The model was masked for in another round since this one was joined.
+            RefusedError: The model was masked for, or the privacy budget spent, in another round since this one was
+                joined.
             LocalError: The update is not finite or not of the model's size.
         """
         self._machine.require(TRAINED)
@@ -234,8 +248,9 @@ class DeviceRound:
             raise StateError(f"an update of shape {update.shape} for a model of {manifest.model.bytes // 4} parameters")
         bounded, factor, norm = self.clip(update)
         metrics = Metrics(loss=metrics.loss, accuracy=metrics.accuracy, samples=metrics.samples, norm=norm)
-        scale = RingScale(manifest.clip, manifest.n_max)
-        vector = ring.encode(bounded, metrics, scale, self._entropy(prg.SEED_BYTES), factor)
+        scale = RingScale.of(manifest)
+        self._check_privacy()
+        vector = ring.encode(bounded, metrics, scale, self._entropy(prg.SEED_BYTES), factor, clips=self.clips)
         me = self._me()
         pairs = [
             (member.place, self._pair_seed(secrets, me, member)) for member in self._dealt if member.name != self.name
@@ -245,8 +260,13 @@ class DeviceRound:
         digest = content_digest(blob)
         body = Masked(dealt=self._dealt_digest, vector=Blob(digest=digest, bytes=len(blob)))
         self._masked = self._sign(topics.MASKED, body, current.digest)
+        paid: list[Remember] = []
+        if scale.noise is not None:
+            cost = accounting.round_cost(scale.noise, sketched=False)
+            paid = self._ledger.privacy.pay(cost, self._trust.policy)
         self._machine.advance(TRAINED)
         return [
+            *paid,
             self._ledger.masked(manifest.model.digest, digest),
             Send(topics.MASKED, self._masked),
             Send(topics.MASKED, blob, transfer=True),
@@ -365,7 +385,15 @@ class DeviceRound:
         attesting = attestation.attests(message, seed)
         taking_part = attesting and self.name in self._survivors
         k = manifest.sketch if taking_part else 0
+        scale = RingScale.of(manifest)
+        if taking_part and scale.noise is not None:
+            cost = accounting.round_cost(scale.noise, sketched=True) - accounting.round_cost(
+                scale.noise, sketched=False
+            )
+            self._ledger.privacy.check(cost, self._trust.policy)
         marks = self._ledger.take_seed(manifest.model.digest, seed, k, self._trust.policy.sketch_budget)
+        if taking_part and scale.noise is not None and marks:
+            marks += self._ledger.privacy.pay_more(cost, self._trust.policy)
         self._seed, self._attesting = seed, attesting
         if not taking_part:
             return list(marks)

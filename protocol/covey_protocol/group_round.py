@@ -194,9 +194,9 @@ class GroupRound(GroupInbox):
         limits = self.opened.manifest
         names = [name for name, _ in self.grouping.members if name in self._joins][: limits.n_max]
         n = len(names)
-        if n < max(limits.n_min, self._trust.policy.roster_min):
+        if n < max(limits.n_min, self._trust.policy.roster_min, limits.a_min):
             return self.abort("too-few-joined", f"{n} of {len(self.grouping.members)} members joined")
-        t, a_min = roster.required(n, self._trust.policy)
+        t, a_min = roster.required(n, self._trust.policy, limits.a_min)
         body = Roster(
             manifest=self.opened.digest, joins=[(name, self._joins[name][0]) for name in names], t=t, a_min=a_min
         )

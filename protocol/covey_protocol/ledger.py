@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from covey_protocol.digest import short
 from covey_protocol.effects import Remember
 from covey_protocol.errors import LocalError, MalformedError, RefusedError, StaleError
+from covey_protocol.privacy_ledger import PrivacyLedger
 from covey_protocol.revocation import Revocations
 from covey_protocol.sketch import K_MAX
 
@@ -27,10 +28,11 @@ class DeviceLedger:
         rows: What was stored under each key.
 
     Raises:
-        LocalError: The revocation list among them is damaged.
+        LocalError: The revocation list or the privacy budget among them is damaged.
 
     Attributes:
         revocations: The operator's list as this device knows it.
+        privacy: What the rounds have cost in privacy.
     """
 
     def __init__(self, rows: Mapping[str, bytes] | None = None) -> None:
@@ -42,6 +44,7 @@ class DeviceLedger:
             except MalformedError as error:
                 raise LocalError(f"the stored revocation list is damaged: {error}", cause="store") from error
         self._loaded = self._number(_SEQUENCE)
+        self.privacy = PrivacyLedger(self._rows, self._count_masked, lambda: self.forgotten)
 
     def _remember(self, key: str, value: bytes) -> Remember:
         self._rows[key] = value
@@ -121,6 +124,9 @@ class DeviceLedger:
     def masked(self, model: bytes, vector: bytes) -> Remember:
         """Spend a model: mark the digest of the masked vector that is about to be sent for it."""
         return self._remember(f"masked/{model.hex()}", vector)
+
+    def _count_masked(self) -> int:
+        return sum(key.startswith("masked/") for key in self._rows)
 
     def check_exposure(self, exposure_max: int) -> None:
         """Refuse further rounds to a device that could sign for no new set.

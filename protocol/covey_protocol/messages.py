@@ -137,7 +137,8 @@ class Manifest(Payload, frozen=True, kw_only=True):
         masking: False only in fleets whose policy allows clear updates.
         sketch: Numbers in the sketch that every member is asked for; 0 asks for none.
         lot: Groups that are not watched attest in one round of so many, as the lot falls.
-        noise: Multiplier of the noise that every member adds; 0 for none.
+        noise: What the noise of a sum's honest members is to the largest update; 0 for none. See ``noise``.
+        a_min: Smallest set that is summed, where it exceeds what follows from the roster and the policy.
         windows: Seconds for each stage.
         sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
         revocations: Newest revocation list version the aggregator knows.
@@ -156,6 +157,7 @@ class Manifest(Payload, frozen=True, kw_only=True):
     sketch: SketchSize = 0
     lot: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     noise: NoiseMultiplier = 0.0
+    a_min: Annotated[int, msgspec.Meta(ge=0, le=ROSTER_MAX)] = 0
     delta: Delta | None = None
     revocations: Count = 0
 

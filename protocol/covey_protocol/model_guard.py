@@ -3,7 +3,8 @@
 A server that may publish any model can fish for one member's data through an honest sum: weights crafted so that only
 that member's samples leave a trace. Two bounds narrow this down, and neither needs anything but what the device knows:
 
-- *Step*: a round combines updates of norm at most ``clip``, so the model cannot move further than that in a round.
+- *Step*: a round combines updates of norm at most ``clip``, so the model cannot move further than that in a round; or,
+  with noise, than the noise of the fewest honest members moves it besides.
 - *Loss*: a model that was made to be informative rather than good shows in a loss that explodes on the device's data.
 
 What remains possible is a slow walk within these bounds; ``docs/threat-model.md`` says so.
@@ -36,23 +37,23 @@ class ModelGuard:
         self._blind = math.log(max(2, classes)) if classes else math.nan
         self._best = math.inf
 
-    def check_step(self, last: Weights, new: Weights, clip: float, rounds: int) -> None:
+    def check_step(self, last: Weights, new: Weights, reach: float, rounds: int) -> None:
         """Check how far a model has moved since the last one this device had.
 
         Args:
             last: The model before, shape (d,).
             new: The one to check, shape (d,).
-            clip: Bound on the norm of one device's update.
+            reach: How far one round may move it: the bound on the norm of one device's update, and what noise adds.
             rounds: How many rounds lie between the two.
 
         Raises:
             RefusedError: Further than that many rounds allow.
         """
         moved = distance(new, last)
-        allowed = STEP_SLACK * clip * max(1, rounds)
+        allowed = STEP_SLACK * reach * max(1, rounds)
         if not moved <= allowed:
             raise RefusedError(
-                f"the model moved by {moved:.3g} in {max(1, rounds)} rounds of clip {clip:g}; "
+                f"the model moved by {moved:.3g} in {max(1, rounds)} rounds of reach {reach:g}; "
                 f"at most {allowed:.3g} is plausible",
                 cause="model-step",
             )

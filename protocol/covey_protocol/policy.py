@@ -35,6 +35,9 @@ class Policy(Payload, frozen=True, kw_only=True):
         sketch_budget: How many numbers a device tells in sketches in its life; 0 sets no limit. Beyond it a device
             joins only rounds without sketches.
         noise_min: Least noise multiplier.
+        epsilon_max: How much privacy the data of one device may lose in all rounds of all tasks, by ``delta``; a device
+            that would lose more joins no round. 0 sets no limit, any other value forbids rounds without noise.
+        delta: The probability that goes with it.
     """
 
     version: Count = 1
@@ -47,6 +50,8 @@ class Policy(Payload, frozen=True, kw_only=True):
     sketch_max: SketchSize = 64
     sketch_budget: Count = 0
     noise_min: NoiseMultiplier = 0.0
+    epsilon_max: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
 
     @property
     def roster_min(self) -> int:
@@ -69,10 +74,14 @@ class Policy(Payload, frozen=True, kw_only=True):
             raise RefusedError(
                 f"n_max {manifest.n_max} is below the policy's t_min {self.t_min} or a_min {self.a_min}", cause="policy"
             )
+        if manifest.n_max < manifest.a_min:
+            raise RefusedError(f"n_max {manifest.n_max} is below a_min {manifest.a_min}", cause="policy")
         if manifest.sketch > self.sketch_max:
             raise RefusedError(f"sketch {manifest.sketch} is above the policy's {self.sketch_max}", cause="policy")
         if manifest.noise < self.noise_min:
             raise RefusedError(f"noise {manifest.noise:g} is below the policy's {self.noise_min:g}", cause="policy")
+        if self.epsilon_max and not manifest.noise:
+            raise RefusedError(f"no noise, and the policy's epsilon_max is {self.epsilon_max:g}", cause="policy")
 
 
 def sign_policy(policy: Policy, operator: SigningKey, fleet: str) -> bytes:

@@ -19,10 +19,22 @@ from numpy.typing import NDArray
 from covey_protocol.chacha import SEED_BYTES, Room
 
 BLOCK = 1 << 16  # elements
+HALF_RING = 32767
 
 Ring: TypeAlias = NDArray[np.uint16]
 
-__all__ = ["BLOCK", "SEED_BYTES", "Ring", "add_mask", "blocks", "change", "expand", "side_by_side", "subtract_mask"]
+__all__ = [
+    "BLOCK",
+    "HALF_RING",
+    "SEED_BYTES",
+    "Ring",
+    "add_mask",
+    "blocks",
+    "change",
+    "expand",
+    "side_by_side",
+    "subtract_mask",
+]
 
 
 def blocks(seed: bytes, length: int) -> Iterator[tuple[slice, Ring]]:

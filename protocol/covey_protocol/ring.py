@@ -3,6 +3,9 @@
 An update x in R^d with ‖x‖₂ ≤ clip becomes integers by stochastic rounding to multiples of ``step``: unbiased, so the
 mean over a group stays right. ``step`` is chosen so that the sum of ``n_max`` vectors cannot wrap, whatever the vectors
 are. Metrics ride behind the parameters as four more coordinates, each a fraction of a cap, and are clipped like them.
+
+In rounds with noise (``noise``) every parameter's coordinate gets a device's share of it after it was rounded, and the
+metrics are zero, without noise: told so that they mean something, they would cost as much privacy as the update.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey_protocol import prg
+from covey_protocol.digest import digest
 from covey_protocol.errors import ConfigError, LocalError
-from covey_protocol.prg import Ring
+from covey_protocol.messages import Manifest
+from covey_protocol.noise import Noise, calibrate
+from covey_protocol.prg import HALF_RING, Ring
+from covey_protocol.skellam import add_noise
 
-HALF_RING = 32767
 _ROUNDING_TRIES = 16
+_SHRINK = 0.999
 _TILE = 8192  # elements: stays in a small processor's first cache and wakes no BLAS threads
 _STRIDE = 32768  # elements that are rounded at a time
 _SAFE = (1e-30, 1e38)  # float32 sums of squares within these have neither lost small values nor overflowed
@@ -38,10 +45,12 @@ class RingScale:
     Attributes:
         clip: Bound C on the L2 norm of an update.
         n_max: The largest number of vectors that are ever summed.
+        noise: What every device adds, if anything; it then sets the scale.
     """
 
     clip: float
     n_max: int
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.clip) and self.clip > 0):
@@ -49,15 +58,49 @@ class RingScale:
         if not 1 <= self.n_max <= 1024:
             raise ConfigError(f"n_max {self.n_max} must lie between 1 and 1024")
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> RingScale:
+        """Return the scale that a round's manifest asks for.
+
+        Raises:
+            ConfigError: The ring has no room for its noise.
+        """
+        return cls.noisy(
+            manifest.clip,
+            manifest.n_max,
+            multiplier=manifest.noise,
+            dimension=manifest.model.bytes // 4,
+            a_min=manifest.a_min,
+            sketch=manifest.sketch,
+        )
+
+    @classmethod
+    def noisy(
+        cls, clip: float, n_max: int, *, multiplier: float, dimension: int, a_min: int = 0, sketch: int = 0
+    ) -> RingScale:
+        """Return a round's scale, without noise at a multiplier of 0; arguments and errors as ``noise.calibrate``."""
+        if not multiplier:
+            return cls(clip, n_max)
+        return cls(clip, n_max, calibrate(multiplier, n_max=n_max, dimension=dimension, a_min=a_min, sketch=sketch))
+
     @property
     def step(self) -> float:
         """The real value of one ring unit: the finest for which ``n_max`` rounded vectors cannot wrap."""
+        if self.noise is not None:
+            return self.clip / self.noise.units
         return self.clip * self.n_max / (HALF_RING - self.n_max)
+
+    @property
+    def reach(self) -> float:
+        """How far one round may move a model, a norm: the clip, and the noise of the smallest sum's mean."""
+        if self.noise is None:
+            return self.clip
+        return self.clip + self.step * math.sqrt(self.noise.dimension * self.noise.variance / self.noise.honest)
 
     @property
     def coordinate_bound(self) -> int:
         """The largest magnitude, in ring units, that an honest member can put into one coordinate."""
-        return math.ceil(self.clip / self.step)
+        return math.ceil(self.clip / self.step) if self.noise is None else self.noise.units
 
     def check_sketch(self, dimension: int, k: int) -> None:
         """Refuse a sketch of which a bucket could wrap.
@@ -145,30 +188,54 @@ def _square(values: NDArray[np.float32]) -> float:
     return float(exact @ exact)
 
 
-def encode(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float = 1.0) -> Ring:
-    """Round a clipped update and its metrics into the ring.
+def encode(
+    update: NDArray[np.float32],
+    metrics: Metrics,
+    scale: RingScale,
+    seed: bytes,
+    factor: float = 1.0,
+    *,
+    clips: bool = True,
+) -> Ring:
+    """Round a clipped update and its metrics into the ring, and add the noise that the scale asks for.
 
     Args:
         update: Shape (d,), L2 norm at most ``scale.clip`` once it is multiplied by ``factor``.
         metrics: Values beyond their caps are clipped to them.
         scale: The round's scale.
-        seed: 32 secret random bytes for the rounding; fresh for every call.
+        seed: 32 secret random bytes for the rounding and the noise; fresh for every call.
         factor: Clips the update on the way (see ``clip_factor``), which spares a copy of it.
+        clips: Whether what is made noisy is held to the bound that the noise was made for. Simulated attackers do not.
 
     Returns:
         Shape (d + 4,): the parameters' coordinates, then loss, accuracy, samples and norm.
 
     Rounding is repeated until the rounded vector's norm is within √(C² + d·step²/4), which half of all draws meet
-    (after Kairouz, Liu and Steinke 2021, section 4), so that a norm bound also holds for what leaves the device.
+    (after Kairouz, Liu and Steinke 2021, section 4), so that a norm bound also holds for what leaves the device. If
+    none does, it is rounded towards zero.
+
+    Raises:
+        LocalError: A coordinate is larger than any of a clipped update.
+        ConfigError: The scale's noise is for a model of another size.
     """
-    limit = (scale.clip / scale.step) ** 2 + len(update) / 4
+    noise, units = scale.noise, factor / scale.step
+    if noise is not None and noise.dimension != len(update):
+        raise ConfigError(f"noise for {noise.dimension} parameters, and an update of {len(update)}")
+    limit = (scale.clip / scale.step) ** 2 + len(update) / 4 if noise is None else float(noise.sensitivity)
     bound, vector = scale.coordinate_bound, np.empty(len(update) + len(METRICS), np.uint16)
     for attempt in range(_ROUNDING_TRIES):
-        if _round(update, factor / scale.step, bound, vector, seed[:-1] + bytes([seed[-1] ^ attempt])) <= limit:
+        if _round(update, units, bound, vector, seed[:-1] + bytes([seed[-1] ^ attempt])) <= limit:
             break
     else:
-        _round(update, factor / scale.step, bound, vector, None)
-    vector[len(update) :] = _encode_metrics(metrics, scale)
+        square = _round(update, units, bound, vector, None)
+        while noise is not None and clips and square > limit:  # the clip's factor may be off in its last digits
+            units *= _SHRINK * math.sqrt(limit / square)
+            square = _round(update, units, bound, vector, None)
+    if noise is None:
+        vector[len(update) :] = _encode_metrics(metrics, scale)
+    else:
+        vector[len(update) :] = 0
+        add_noise(vector[: len(update)], digest(seed, person=b"covey-noise"), noise.variance)
     return vector
 
 
@@ -232,7 +299,7 @@ def decode_mean(total: Ring, count: int, scale: RingScale) -> tuple[NDArray[np.f
     """Turn the ring sum of ``count`` encoded vectors into their mean.
 
     Returns:
-        The mean update, shape (d,), and the mean metrics.
+        The mean update, shape (d,), and the mean metrics, which mean nothing in rounds with noise.
     """
     signed = total.view(np.int16)
     mean = signed[: -len(METRICS)].astype(np.float32) * np.float32(scale.step / count)
@@ -245,9 +312,12 @@ def out_of_range(total: Ring, count: int, scale: RingScale) -> int:
     """Count the coordinates of a sum that ``count`` honest members cannot have produced."""
     signed = total.view(np.int16)
     body, tail = signed[: -len(METRICS)], signed[-len(METRICS) :]
-    bound = min(count * scale.coordinate_bound, HALF_RING)
+    reach, most = 0.0, count * scale._metric_units()
+    if scale.noise is not None:
+        reach, most = scale.noise.reach(count), 0
+    bound = min(count * scale.coordinate_bound + reach, HALF_RING)
     wild = np.count_nonzero(body > bound) + np.count_nonzero(body < -bound)
-    return int(wild + np.count_nonzero((tail < 0) | (tail > count * scale._metric_units())))
+    return int(wild + np.count_nonzero((tail < 0) | (tail > most)))
 
 
 def _metric_caps(scale: RingScale) -> NDArray[np.float64]:

@@ -233,9 +233,9 @@ def roster_digest(body: bytes) -> bytes:
     return digest(body, person=b"covey-roster")
 
 
-def required(n: int, policy: Policy) -> tuple[int, int]:
-    """Return t and a_min for a roster of n under a policy."""
-    return max(threshold(n), policy.t_min), max(accepted_min(n), policy.a_min)
+def required(n: int, policy: Policy, a_min: int = 0) -> tuple[int, int]:
+    """Return t and a_min for a roster of n under a policy, and under what the manifest says of a_min."""
+    return max(threshold(n), policy.t_min), max(accepted_min(n), policy.a_min, a_min)
 
 
 def check_roster(
@@ -264,10 +264,10 @@ def check_roster(
     if roster.manifest != opened.digest:
         raise RefusedError("the roster was made for another manifest", cause="manifest")
     n, limits = len(roster.joins), opened.manifest
-    fewest = max(limits.n_min, trust.policy.roster_min)
+    fewest = max(limits.n_min, trust.policy.roster_min, limits.a_min)
     if not fewest <= n <= limits.n_max:
         raise RefusedError(f"a roster of {n} where {fewest} to {limits.n_max} are allowed", cause="roster")
-    t, a_min = required(n, trust.policy)
+    t, a_min = required(n, trust.policy, limits.a_min)
     if (roster.t, roster.a_min) != (t, a_min):
         raise RefusedError(
             f"thresholds t={roster.t}, a_min={roster.a_min} where {n} members need {t} and {a_min}", cause="roster"

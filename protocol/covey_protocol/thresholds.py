@@ -27,3 +27,13 @@ def threshold(n: int) -> int:
 def accepted_min(n: int) -> int:
     """Return a_min, the smallest set whose sum may be unmasked."""
     return colluders(n) + H_MIN
+
+
+def honest_min(n: int, a_min: int = 0) -> int:
+    """Return how many honest members every sum over a roster of at most n holds.
+
+    Args:
+        n: Members of the largest roster.
+        a_min: Smallest set that is summed, where it exceeds the formula's.
+    """
+    return max(accepted_min(n), a_min) - colluders(n)

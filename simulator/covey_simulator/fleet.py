@@ -157,6 +157,7 @@ class Fleet:
             "attestation": {"sketch": "off"} if asked is None else {"sketch": asked.sketch or "auto", "lot": asked.lot},
             "reputation": scenario.reputation,
             "probes": scenario.probes,
+            "privacy": {k: v for k, v in msgspec.to_builtins(scenario.privacy).items() if v is not None},
             "epoch_rounds": scenario.epoch_rounds,
             "windows": {
                 **{"join": 15, "shares": 15, "masked": 60, "survivors": 15, "attest": 30, "accept": 15},

@@ -28,6 +28,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         dropped: Devices that joined and did not finish.
         seconds: Wall-clock time of the round.
         stage_seconds: The same by stage, in the order of the stages.
+        epsilon: What all rounds so far have cost the device that they cost most, by the scenario's delta; None without
+            noise.
         bytes_up: Sent by all devices together.
         bytes_down: Received by all devices together.
     """
@@ -47,6 +49,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0
     seconds: float = 0.0
     stage_seconds: dict[str, float] = {}
+    epsilon: float | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -117,6 +120,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``.
 
     Attributes:
+        epsilon: What the rounds have cost in privacy; None without noise.
         attack_success: For attacks that want a certain answer: how often the last model gives it. None for others.
     """
 
@@ -127,6 +131,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[DeviceRecord]
     detection: Detection
     attack_success: float | None = None
+    epsilon: float | None = None
     baselines: dict[str, Baseline]
     config: dict[str, Any]
     versions: dict[str, str]

@@ -81,6 +81,7 @@ def build_report(
         devices=list(devices),
         detection=detection,
         attack_success=attack_success,
+        epsilon=rounds[-1].epsilon if rounds else None,
         baselines=baselines,
         config=_config(scenario),
         versions=dict(versions if versions is not None else installed_versions()),

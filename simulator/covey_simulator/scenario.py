@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import yaml
 
+from covey_aggregator.privacy import Privacy
 from covey_aggregator.rules import CONTAMINATION, AnyRule, RuleField
 from covey_aggregator.rules import rule as find_rule
 from covey_protocol import cbor
@@ -176,6 +177,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
         attestation: Whether devices attest sketches of their updates, and of what size and how often.
         reputation: ``observe`` scores devices and acts on nothing.
         probes: Whether sketches are held against what the held-out samples would teach, to find backdoors.
+        privacy: Noise that devices add to their updates.
         transport: ``broker`` runs real agents over MQTT, ``direct`` rehearses the fleet in this process.
         participation: Chance of a device to take part in a round.
         dropout: Chance of a device that takes part to fall silent somewhere in the round.
@@ -203,6 +205,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     attestation: bool | Attestation = False
     reputation: ReputationMode = "enforce"
     probes: bool = False
+    privacy: Privacy = Privacy()
     transport: Transport = "broker"
     participation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
@@ -240,7 +243,9 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     @property
     def adapts_clip(self) -> bool:
         """Whether the bound on norms follows what is usual."""
-        return self.adaptive_clip and self.attesting is not None and self.reputation == "enforce"
+        return (
+            self.adaptive_clip and not self.privacy.on and self.attesting is not None and self.reputation == "enforce"
+        )
 
     @property
     def malicious_count(self) -> int:
@@ -262,6 +267,22 @@ class Scenario(_Strict, frozen=True, kw_only=True):
 
 
 _CONTRADICTIONS: tuple[tuple[Callable[[Scenario], bool], str], ...] = (
+    (
+        lambda it: it.privacy.on and not it.masking,
+        "privacy hides a device in its group's sum, and without masks the aggregator sees single updates",
+    ),
+    (
+        lambda it: 0 < it.privacy.rounds < it.rounds,
+        "privacy.rounds are fewer than the scenario's rounds",
+    ),
+    (
+        lambda it: not it.privacy.on and it.privacy != Privacy(delta=it.privacy.delta),
+        "privacy names neither noise_multiplier nor epsilon",
+    ),
+    (
+        lambda it: it.privacy.a_min > it.group_size,
+        "privacy.a_min exceeds group_size",
+    ),
     (
         lambda it: it.transport == "broker" and it.masking == "simulated",
         "masking: simulated goes with transport: direct; real agents mask",

@@ -16,8 +16,9 @@ from tests.agent.world import BUNDLE, OPEN_TOPIC, World, blob_of
 from tests.protocol.rig import FLEET, TASK, make_manifest, sign_open
 
 from covey_agent.blobs import BlobStore
-from covey_protocol import model, topics
+from covey_protocol import accounting, model, topics
 from covey_protocol.model import Weights
+from covey_protocol.noise import calibrate
 from covey_protocol.policy import Policy
 
 Make = Callable[[Policy], World]
@@ -63,10 +64,12 @@ NOISY = Policy(noise_min=0.5)
         (STRICT, {"n_min": 5, "masking": False}, "policy"),
         (STRICT, {"n_min": 5, "sketch": 17}, "policy"),
         (STRICT, {"n_min": 5, "sketch": 7}, "unsupported"),
-        (STRICT, {"n_min": 5, "sketch": 16, "noise": 0.1}, "unsupported"),
+        (STRICT, {"n_min": 5, "sketch": 16, "noise": 500.0}, "unsupported"),
         (NOISY, {}, "policy"),
         (NOISY, {"noise": 0.49}, "policy"),
-        (NOISY, {"noise": 0.5}, "unsupported"),
+        (NOISY, {"noise": 0.5, "a_min": 11}, "policy"),
+        (Policy(epsilon_max=1e6), {}, "policy"),
+        (Policy(epsilon_max=0.1), {"noise": 2.0}, "privacy-budget"),
     ],
 )
 def test_a_manifest_below_a_floor_moves_no_mark(
@@ -81,7 +84,7 @@ def test_a_manifest_below_a_floor_moves_no_mark(
     assert world.store.marks() == before
     world.say(OPEN_TOPIC, manifest_of(world, n_min=5))
     world.settle()
-    assert len(world.said(topics.JOIN)) == (policy is not NOISY)  # the agent itself is well
+    assert len(world.said(topics.JOIN)) == (policy.noise_min == policy.epsilon_max)  # the agent itself is well
 
 
 @pytest.mark.parametrize("policy", [Policy(t_min=5), Policy(a_min=5), Policy(t_min=6), Policy(a_min=6)])
@@ -160,3 +163,26 @@ def test_a_device_whose_sketch_budget_is_spent_says_why_it_stays_out(make: Make)
     world.open_round(2, 2)
     assert len(world.said(topics.JOIN)) == 2  # rounds without sketches go on
     assert world.agent.snapshot()["sketches"] == {"numbers": 8, "budget": 15}
+
+
+def test_a_device_whose_privacy_is_spent_joins_no_round_whatever_the_task_and_says_why(make: Make) -> None:
+    noise = calibrate(2.0, n_max=10, dimension=BUNDLE.dimension)
+    once = accounting.epsilon(accounting.round_cost(noise, sketched=False), 1e-5)
+    world = make(Policy(epsilon_max=1.2 * once))
+    world.open_round(noise=2.0)
+    world.close_round()
+    status = world.agent.snapshot()
+    assert status["privacy"] == {
+        "epsilon": pytest.approx(once, abs=1e-5),
+        "delta": 1e-5,
+        "max": 1.2 * once,
+        "rounds": 1,
+        "without_noise": 0,
+    }
+    assert not status["holds"]
+    world.boot()  # a restart forgets nothing
+    world.open_round(2, noise=2.0)
+    world.open_round(1, task="another", noise=2.0)
+    assert len(world.said(topics.JOIN)) == 1
+    assert "the privacy budget is spent" in world.agent.snapshot()["holds"]
+    assert world.agent.refusals.counts["privacy-budget"] >= 1

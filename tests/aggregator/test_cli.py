@@ -180,7 +180,7 @@ REFUSED: list[tuple[str, str]] = [
     ("task start taken.yaml --home home", "there is a task 'taken' already"),
     ("task start small.yaml --home home", "small.yaml: group_size 4: the policy asks for groups of 5"),
     ("task start tall.yaml --home home", "tall.yaml: group_size 4: the policy asks for groups of 6"),
-    ("task start loud.yaml --home home", "loud.yaml: the policy asks for noise of 0.5, which no device can add yet"),
+    ("task start loud.yaml --home home", "loud.yaml: noise of 0: the policy's noise_min is 0.5"),
     ("task start broken.yaml --home home", "broken.yaml: Object contains unknown field `round`"),
     ("task start junk.yaml --home home", "task.yaml: "),
     ("task status nobody --home home", "there is no task 'nobody'"),

@@ -9,7 +9,7 @@ import pytest
 from docs.tools import catalogue, figures, generate
 from tests.protocol import rig
 
-from covey_protocol import effects, envelope, messages, topics
+from covey_protocol import accounting, effects, envelope, messages, topics
 from covey_protocol.identity import AGGREGATOR, Delegation
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import mermaid
@@ -81,6 +81,7 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger.pin(b"token", b"key")
     ledger.masked(b"model", b"m")
     ledger.unmasked("digits", b"u")
+    ledger.privacy.pay(accounting.nothing(), Policy())
     ledger.sign_set(b"model", b"set", "1-s-0", b"members", 0)
     head, entries = rig.revoke("pi-1")
     ledger.take_revocations(head, operator_key=bytes(rig.OPERATOR.verify_key), fleet=rig.FLEET)

@@ -229,9 +229,9 @@ class Rig:
         encode = ring.encode
 
         def recorded(
-            update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float
+            update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float, *, clips: bool
         ) -> Ring:
-            vector = encode(update, metrics, scale, seed, factor)
+            vector = encode(update, metrics, scale, seed, factor, clips=clips)
             self.encoded[name] = vector.copy()
             return vector
 

@@ -125,7 +125,7 @@ def test_a_device_goes_through_a_round() -> None:
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"noise": 0.5}, "unsupported"),
+        ({"noise": 900.0}, "unsupported"),
         ({"masking": False}, "unsupported"),
         ({"epoch": 2}, "epoch"),
     ],

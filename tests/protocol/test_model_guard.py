@@ -19,26 +19,26 @@ def moved(distance: float) -> np.ndarray:
 
 def test_a_model_moves_as_far_as_its_rounds_allow() -> None:
     guard = ModelGuard(10)
-    guard.check_step(LAST, moved(0.99 * STEP_SLACK * 3.0), clip=3.0, rounds=1)
-    guard.check_step(LAST, moved(0.99 * STEP_SLACK * 3.0 * 4), clip=3.0, rounds=4)
+    guard.check_step(LAST, moved(0.99 * STEP_SLACK * 3.0), reach=3.0, rounds=1)
+    guard.check_step(LAST, moved(0.99 * STEP_SLACK * 3.0 * 4), reach=3.0, rounds=4)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 7])
 def test_a_model_that_jumps_is_refused(rounds: int) -> None:
     with pytest.raises(RefusedError, match="moved by") as refused:
-        ModelGuard(10).check_step(LAST, moved(1.01 * STEP_SLACK * 3.0 * rounds), clip=3.0, rounds=rounds)
+        ModelGuard(10).check_step(LAST, moved(1.01 * STEP_SLACK * 3.0 * rounds), reach=3.0, rounds=rounds)
     assert refused.value.cause == "model-step"
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_a_model_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(RefusedError):
-        ModelGuard(10).check_step(LAST, np.full(100, bad, np.float32), clip=3.0, rounds=1)
+        ModelGuard(10).check_step(LAST, np.full(100, bad, np.float32), reach=3.0, rounds=1)
 
 
 def test_a_round_number_that_does_not_grow_counts_as_one_round() -> None:
     with pytest.raises(RefusedError):
-        ModelGuard(10).check_step(LAST, moved(1.01 * STEP_SLACK * 3.0), clip=3.0, rounds=-5)
+        ModelGuard(10).check_step(LAST, moved(1.01 * STEP_SLACK * 3.0), reach=3.0, rounds=-5)
 
 
 def test_an_exploding_loss_is_refused_and_not_taken_as_usual() -> None:

@@ -54,8 +54,8 @@ def test_the_most_extreme_vectors_of_all_members_do_not_wrap(
     exact = sum(vector.view(np.int16).astype(np.int64) for vector in encoded)
     if scale.n_max > len(encoded):  # the others sent what the most extreme of these did
         exact = exact + (scale.n_max - len(encoded)) * encoded[0].view(np.int16).astype(np.int64)
-    assert np.abs(exact).max() <= ring.HALF_RING
-    assert scale.n_max * scale.coordinate_bound <= ring.HALF_RING
+    assert np.abs(exact).max() <= prg.HALF_RING
+    assert scale.n_max * scale.coordinate_bound <= prg.HALF_RING
 
 
 @settings(deadline=None, max_examples=40)
@@ -201,9 +201,9 @@ def test_scales_that_could_not_work_are_refused(clip: float, n_max: int) -> None
 @settings(deadline=None, max_examples=40)
 @given(scales)
 def test_the_step_is_the_finest_that_cannot_wrap(scale: RingScale) -> None:
-    finer = scale.step * (1 - 4 * scale.n_max / ring.HALF_RING)
-    assert scale.n_max * math.ceil(scale.clip / scale.step) <= ring.HALF_RING
-    assert scale.n_max * math.ceil(scale.clip / finer) > ring.HALF_RING - scale.n_max
+    finer = scale.step * (1 - 4 * scale.n_max / prg.HALF_RING)
+    assert scale.n_max * math.ceil(scale.clip / scale.step) <= prg.HALF_RING
+    assert scale.n_max * math.ceil(scale.clip / finer) > prg.HALF_RING - scale.n_max
 
 
 QUIET = Metrics(loss=0, accuracy=0, samples=0, norm=0)

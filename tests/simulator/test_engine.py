@@ -11,8 +11,9 @@ import pytest
 
 from covey_agent.data import Dataset
 from covey_agent.trainer import Trainer, TrainResult
-from covey_protocol import epochs, topics
+from covey_protocol import accounting, epochs, topics
 from covey_protocol.epochs import Grouping
+from covey_protocol.errors import ConfigError
 from covey_protocol.ring import decode_mean
 from covey_protocol.thresholds import accepted_min, threshold
 from covey_simulator.attacks import malicious_devices
@@ -335,3 +336,39 @@ def test_proven_liars_are_banned() -> None:
     assert steps[0].outcome.liars.keys() == {liar}
     assert play.opinions[liar].state == "banned" and play.quarantined_at == {liar: 1}
     assert all(liar not in group.joined for step in steps[1:] for group in step.outcome.groups.values())
+
+
+def test_a_fleet_with_noise_tells_what_it_costs_round_by_round() -> None:
+    steps: list[Step] = []
+    what = scenario(rounds=3, attestation=False, privacy={"epsilon": 20, "a_min": 8})
+    play = played(what, steps.append)
+    noise = steps[0].outcome.scale.noise
+    assert noise is not None and noise.honest == 8 - 2
+    cost = accounting.round_cost(noise, sketched=False)
+    told = [record.epsilon for record in play.records]
+    assert told == pytest.approx([accounting.epsilon(number * cost, 1e-5) for number in (1, 2, 3)])
+    assert 19.5 < (told[-1] or 0) <= 20
+    assert all(record.federated_accuracy is None for record in play.records)
+    assert [record.epsilon for record in played(scenario(rounds=1, attestation=False)).records] == [None]
+    assert {step.outcome.scale.clip for step in steps} == {what.clip}
+
+
+def test_sketches_and_the_devices_that_are_asked_more_cost_more() -> None:
+    asked = played(scenario(rounds=2, privacy={"noise_multiplier": 1.0})).records[-1].epsilon
+    spared = played(scenario(rounds=2, attestation=False, privacy={"noise_multiplier": 1.0})).records[-1].epsilon
+    assert asked is not None and spared is not None and asked > 1.5 * spared
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"masking": False, "signatures": True, "attestation": False, "privacy": {"epsilon": 8}}, "without masks"),
+        ({"privacy": {"a_min": 6}}, "names neither"),
+        ({"privacy": {"epsilon": 8, "a_min": 9}}, "a_min exceeds"),
+        ({"privacy": {"epsilon": 8, "rounds": 3}}, "fewer than the scenario's"),
+        ({"privacy": {"epsilon": 8, "noise": 3}}, "unknown field"),
+    ],
+)
+def test_privacy_that_contradicts_the_rest(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        scenario(**changes)

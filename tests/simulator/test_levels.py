@@ -29,6 +29,7 @@ STORMY: dict[str, Any] = {
     "adaptive_clip": True,
 }
 SPARED: dict[str, Any] = {"rounds": 3, "attestation": False, "dropout": 0.1}
+NOISY: dict[str, Any] = {**STORMY, "rounds": 3, "privacy": {"noise_multiplier": 0.2, "a_min": 7}}
 
 
 class Replayed(Draws):
@@ -80,11 +81,12 @@ def assert_same(one: tuple[Play, list[Step]], other: tuple[Play, list[Step]]) ->
         for name, sketch in left.outcome.sketches.items():
             assert np.array_equal(sketch, right.outcome.sketches[name]), (place, name)
         assert np.array_equal(left.weights, right.weights), place
+    assert [record.epsilon for record in one[0].records] == [record.epsilon for record in other[0].records]
     assert one[0].scores == other[0].scores and one[0].expelled == other[0].expelled
     assert np.array_equal(one[0].weights, other[0].weights)
 
 
-@pytest.mark.parametrize("changes", [QUIET, STORMY, SPARED], ids=["quiet", "stormy", "no sketches"])
+@pytest.mark.parametrize("changes", [QUIET, STORMY, SPARED, NOISY], ids=["quiet", "stormy", "no sketches", "noisy"])
 def test_without_signatures_the_same_is_learnt(changes: dict[str, Any]) -> None:
     signed = scenario(**changes, signatures=True)
     steps: list[Step] = []
@@ -97,7 +99,7 @@ def test_without_signatures_the_same_is_learnt(changes: dict[str, Any]) -> None:
     assert_same((slow, steps), (fast, again))
 
 
-@pytest.mark.parametrize("changes", [QUIET, STORMY, SPARED], ids=["quiet", "stormy", "no sketches"])
+@pytest.mark.parametrize("changes", [QUIET, STORMY, SPARED, NOISY], ids=["quiet", "stormy", "no sketches", "noisy"])
 def test_without_masks_the_same_is_learnt(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Step] = []
     real = played(scenario(**changes, signatures=True, masking=True), steps.append)

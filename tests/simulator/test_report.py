@@ -20,12 +20,12 @@ def test_the_schema(tmp_path: Path) -> None:
     found = json.loads(path.read_text())
     assert set(found) == {
         *("name", "verdict", "final_accuracy", "rounds", "devices", "detection"),
-        *("baselines", "config", "versions", "seconds", "attack_success"),
+        *("baselines", "config", "versions", "seconds", "attack_success", "epsilon"),
     }
     assert set(found["rounds"][0]) == {
         *("round", "attempt", "accuracy", "loss", "federated_accuracy", "participants", "accepted", "rejected"),
         *("groups", "groups_aborted", "dropped", "seconds", "stage_seconds", "bytes_up", "bytes_down"),
-        *("attested", "honest_rejected"),
+        *("attested", "honest_rejected", "epsilon"),
     }
     assert found["rounds"][1]["round"] == 2
     assert found["final_accuracy"] == 0.93

@@ -66,7 +66,7 @@ def test_defaults_are_spelled_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "where"),
     [
-        ({"privacy": {}}, "privacy"),
+        ({"privacy": {"budget": 1}}, "privacy"),
         ({"local": {"optimiser": "adam"}}, "optimiser` - at `local"),
         ({"attack": {"on_rounds": 3}}, "on_rounds has no meaning for none, leave it out - at `attack"),
         ({"attack": {"kind": "sign-flip", "victim": 3}}, "victim` - at `attack"),

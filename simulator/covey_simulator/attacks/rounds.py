@@ -36,6 +36,8 @@ def unclipped(update: Float32, clip: float) -> tuple[Float32, float]:
 class UnclippedRound(DeviceRound):
     """A poisoner's round: an honest one but for the clip."""
 
+    clips = False
+
     def clip(self, update: Float32) -> tuple[Float32, float, float]:
         """Return the update as it is, as far as the ring can hold it."""
         bounded, norm = unclipped(update, self.opened.manifest.clip)

@@ -16,7 +16,8 @@ from covey_aggregator.combine import GroupMean, combine, dithered, group_mean
 from covey_aggregator.conduct import Conduct
 from covey_aggregator.regrouping import Regrouping
 from covey_aggregator.reputations import next_clip
-from covey_protocol import model
+from covey_protocol import accounting, model
+from covey_protocol.accounting import Spending
 from covey_protocol.bundle import Float32
 from covey_protocol.epochs import Grouping
 from covey_protocol.policy import Policy
@@ -109,6 +110,11 @@ class Conductor:
         dimension = learners.trainer.bundle.dimension
         self._sketch = (attesting.sketch or default_k(dimension)) if attesting else 0
         self._lot = attesting.lot if attesting else 1
+        noise = scenario.privacy.noise(
+            rounds=scenario.rounds, group_size=scenario.group_size, dimension=dimension, sketch=self._sketch
+        )
+        self._noise = noise.multiplier if noise is not None else 0.0
+        self._spent: dict[str, Spending] = {}
 
     def run(self, on_round: Callable[[RoundRecord], None] | None = None) -> Play:
         """Run all rounds."""
@@ -155,6 +161,8 @@ class Conductor:
             sketch=self._sketch,
             lot=self._lot,
             watched=lambda members: not self._judge.trusts(members),
+            noise=self._noise,
+            a_min=self.scenario.privacy.a_min,
         )
         self._accepted = None
         outcome = self._rounds.run(order, self._groupings, barred, self._accept)
@@ -201,10 +209,23 @@ class Conductor:
                 "round": carried - trained,
                 "combining": ended - carried,
             },
+            epsilon=self._epsilon(outcome),
         )
         if self._on_step is not None:
             self._on_step(Step(record, outcome, self._accepted, play.weights, barred, out))
         return record
+
+    def _epsilon(self, outcome: RoundOutcome) -> float | None:
+        """Book what an attempt has cost those who masked an update in it, and return what the dearest has spent."""
+        noise = outcome.scale.noise
+        if noise is None:
+            return None
+        for group in outcome.groups.values():
+            for name in group.survivors:
+                cost = accounting.round_cost(noise, sketched=name in group.attested or name in group.owing)
+                self._spent[name] = self._spent.get(name, accounting.nothing()) + cost
+        delta = self.scenario.privacy.delta
+        return max((accounting.epsilon(spent, delta) for spent in self._spent.values()), default=0.0)
 
     def _accept(self, finding: Finding) -> frozenset[str]:
         self._accepted = self._judge.accept(finding)

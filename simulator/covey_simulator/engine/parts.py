@@ -51,7 +51,7 @@ class Work:
         update, factor, norm = self.bounded(scale.clip)
         told = self.metrics
         metrics = Metrics(loss=told.loss, accuracy=told.accuracy, samples=told.samples, norm=norm)
-        return ring.encode(update, metrics, scale, seed, factor)
+        return ring.encode(update, metrics, scale, seed, factor, clips=self.clips)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,7 @@ class Order:
         silent_from: For devices that fall silent, the first message that they no longer send.
         sketch: Numbers in a sketch; 0 for a round without attestation.
         lot: Groups that are not watched attest in one round of so many.
+        noise, a_min: As in a manifest.
         watched: Says whether a group attests however the lot falls.
     """
 
@@ -78,6 +79,19 @@ class Order:
     sketch: int
     lot: int
     watched: Callable[[Sequence[str]], bool]
+    noise: float = 0.0
+    a_min: int = 0
+
+    def scale(self, n_max: int) -> RingScale:
+        """Return the round's ring."""
+        return RingScale.noisy(
+            self.clip,
+            n_max,
+            multiplier=self.noise,
+            dimension=len(self.weights),
+            a_min=self.a_min,
+            sketch=self.sketch,
+        )
 
     def sends(self, name: str, kind: str) -> bool:
         """Whether a device joins and still sends its message of a kind."""

@@ -59,7 +59,7 @@ class PlainRounds:
 
     def run(self, order: Order, groupings: Sequence[Grouping], barred: frozenset[str], accept: Accept) -> RoundOutcome:
         """Run one attempt at a round; see ``Rounds``."""
-        scale = RingScale(order.clip, max(ROSTER_MIN, *(len(grouping.members) for grouping in groupings)))
+        scale = order.scale(max(ROSTER_MIN, *(len(grouping.members) for grouping in groupings)))
         outcome = RoundOutcome(scale)
         rounds = {
             grouping.group: _Group(grouping, order, barred, self._policy, self._vector(order, scale))
@@ -127,11 +127,11 @@ class _Group:
         """Fix R, D and U, and have U signed."""
         names = [name for name, _ in self.grouping.members]
         joined = [name for name in names if name not in self._barred and self._order.sends(name, topics.JOIN)]
-        if len(joined) < self._policy.roster_min:
+        if len(joined) < max(self._policy.roster_min, self._order.a_min):
             reason = f"{len(joined)} of {len(names)} members joined"
             return self._abort("too-few-joined", reason, set(names) - set(joined) - self._barred)
         self.outcome.joined = tuple(joined)
-        self._t, self._a_min = roster.required(len(joined), self._policy)
+        self._t, self._a_min = roster.required(len(joined), self._policy, self._order.a_min)
         dealt = self._senders(topics.SHARES, joined)
         needed = max(self._t, self._a_min)
         if len(dealt) < needed:

@@ -126,12 +126,14 @@ class SignedRounds:
             model=Blob(digest=content_digest(weights), bytes=len(weights)),
             plan=self._scenario.plan,
             clip=order.clip,
-            n_min=self._house.policy.roster_min,
+            n_min=max(self._house.policy.roster_min, order.a_min),
             n_max=max(ROSTER_MIN, *(len(grouping.members) for grouping in groupings)),
             windows=_WINDOWS,
             sealing_key=self._house.sealing[1],
             sketch=order.sketch,
             lot=order.lot,
+            noise=order.noise,
+            a_min=order.a_min,
         )
 
 
@@ -153,7 +155,7 @@ class _Attempt:
             fleet=FLEET, kind=topics.OPEN, sender=AGGREGATOR, task=TASK, round=order.round, attempt=order.attempt
         )
         self._open = envelope.sign(write(manifest), context, house.aggregator)
-        self._scale = RingScale(manifest.clip, manifest.n_max)
+        self._scale = RingScale.of(manifest)
         opened = read_open(self._open, TASK, house.trust)
         self._groups = {
             grouping.group: GroupRound(
