@@ -65,7 +65,13 @@ def _mish(to: _Scribe) -> None:
     to.emit("Mul", x, to.emit("Tanh", to.emit("Softplus", x)), output=output)
 
 
+def _cast_like(to: _Scribe) -> None:
+    """PyTorch's functions bring constants to the type of what they go with: float32 in a model that is trained."""
+    to.emit("Cast", to.node.input[0], to=onnx.TensorProto.FLOAT, output=to.node.output[0])
+
+
 COMPOSITES: dict[tuple[str, str], Expansion] = {
+    ("", "CastLike"): _cast_like,
     ("", "Gelu"): _gelu,
     ("", "HardSwish"): _hard_swish,
     ("", "Swish"): _swish,

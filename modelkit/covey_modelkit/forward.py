@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
 from onnx.external_data_helper import uses_external_data
 
+from covey_modelkit.classical import maps, written_as_layers
 from covey_modelkit.composites import written_out
 from covey_modelkit.graph import DEFAULT_DOMAIN, OPSET, Array, Shape, infer_shapes
 from covey_modelkit.shapes import BATCH, fold, measure
@@ -58,23 +59,29 @@ def read_forward(model: onnx.ModelProto, *, loss: str = "cross-entropy", output:
     Args:
         model: The author's model.
         loss: What it will be trained with.
-        output: Which of several outputs to train; by default the only one of floating point.
+        output: Which of several outputs, or of the tensors on the way, to train; by default the only output of floating
+            point.
 
     Raises:
         ConfigError: The model does not have one float32 input and the output; the message says what to change.
     """
-    graph = _converted(model).graph
+    wanted = _single_output(model.graph, output)
+    graph = _converted(model, wanted).graph
     constants = _constants(graph)
     data = _single_input(graph, constants)
     nodes = [node for node in graph.node if node.op_type != "Constant"]
-    nodes, result = _without_last_step(nodes, _single_output(graph, output), _LAST_STEPS.get(loss, ()))
+    nodes, result = _without_last_step(nodes, wanted, _LAST_STEPS.get(loss, ()))
     nodes = [_inferring(node) for node in _needed(nodes, result)]
+    before = set(constants)
+    nodes, constants = _untied(nodes, constants)
+    untied = set(constants) - before
     input_shape = _sample_shape(data)
     _free_batch(nodes, constants, data)
     used = {name for node in nodes for name in node.input}
     constants = {name: tensor for name, tensor in constants.items() if name in used}
     statistics = {node.input[at] for node in nodes if node.op_type == "BatchNormalization" for at in _STATISTICS}
-    candidates = [name for name in constants if name not in statistics and _trainable(graph, constants[name])]
+    stored = {tensor.name for tensor in graph.initializer} | untied
+    candidates = [name for name in constants if name in stored - statistics and _trainable(constants[name])]
     _check_shapes(nodes, constants, data.name, input_shape, result)
     measured = measure(nodes, constants, candidates, data.name, input_shape)
     nodes, added = fold(nodes, measured)
@@ -95,8 +102,8 @@ def read_forward(model: onnx.ModelProto, *, loss: str = "cross-entropy", output:
     )
 
 
-def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a checked copy in our operator set, without local functions and unnamed nodes."""
+def _converted(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """Return a checked copy in our operator set, without local functions and unnamed nodes, of what an output needs."""
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
             raise ConfigError(f"tensor {tensor.name!r} is stored outside the model; load the model with its data first")
@@ -107,6 +114,8 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         written_out(copy.graph)
+        written_as_layers(copy.graph)
+        _cut(copy, output)
         if any(entry.domain in DEFAULT_DOMAIN and entry.version != OPSET for entry in copy.opset_import):
             copy = version_converter.convert_version(copy, OPSET)
     except (onnx.checker.ValidationError, version_converter.ConvertError, RuntimeError, ValueError) as error:
@@ -149,10 +158,9 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def _trainable(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> bool:
-    """Tell weights from settings: stored by the author as an initializer, float32, not a bare scalar."""
-    stored = any(tensor.name == initializer.name for initializer in graph.initializer)
-    return stored and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0
+def _trainable(tensor: onnx.TensorProto) -> bool:
+    """Tell weights from settings among what the author stored as initializers: float32, not a bare scalar."""
+    return bool(tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 0)
 
 
 def _inferring(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -182,15 +190,33 @@ def _single_input(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
     return data
 
 
+def _cut(model: onnx.ModelProto, output: str) -> None:
+    """Leave one output, the nodes that it needs, and the standard operators alone, in place."""
+    graph = model.graph
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in _needed(graph.node, output)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    shown = [info for info in graph.output if info.name == output and info.type.HasField("tensor_type")]
+    kept = onnx.ValueInfoProto.FromString(shown[0].SerializeToString()) if shown else onnx.ValueInfoProto()
+    if not shown:
+        kept.CopyFrom(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    del graph.output[:]
+    graph.output.append(kept)
+    standard = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", standard[0] if standard else OPSET)])
+
+
 def _single_output(graph: onnx.GraphProto, wanted: str | None) -> str:
     names = [str(info.name) for info in graph.output]
     if wanted is not None:
-        if wanted not in names:
+        if wanted not in {name for node in graph.node for name in node.output}:
             raise ConfigError(f"the model has no output {wanted!r}, it has {', '.join(names)}")
         return wanted
     if len(names) > 1:
         # scikit-learn's converter gives labels beside probabilities.
         floats = [str(info.name) for info in graph.output if info.type.tensor_type.elem_type == TensorProto.FLOAT]
+        floats += sorted(maps(graph))
         if len(floats) != 1:
             listed = ", ".join(names)
             raise ConfigError(
@@ -209,6 +235,49 @@ def _sample_shape(data: onnx.ValueInfoProto) -> list[int]:
             "export the model with a sample of the true shape"
         )
     return sizes
+
+
+def _untied(
+    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
+) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto]]:
+    """Give each node its own copy of a stored vector that is all ones or all zeros, or all of some other number.
+
+    Exporters store equal tensors once, so that all fresh normalisations share a scale and a bias, and would be trained
+    as one. What is shared on purpose has been learnt or drawn, so its elements differ, and it stays shared.
+    """
+    level = {
+        name
+        for name, tensor in constants.items()
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 1 and _is_level(tensor)
+    }
+    kept: list[onnx.NodeProto] = []
+    found, readers = dict(constants), dict.fromkeys(level, 0)
+    for node in nodes:
+        if node.op_type == "Identity" and node.input[0] in level:
+            # A copy under another name, as PyTorch writes for what it has stored once.
+            name = str(node.output[0])
+            found[name] = onnx.TensorProto()
+            found[name].CopyFrom(constants[node.input[0]])
+            found[name].name = name
+            continue
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        for position, name in enumerate(node.input):
+            if name not in level:
+                continue
+            readers[name] += 1
+            if readers[name] > 1:
+                copy = f"{name}.{readers[name]}"
+                found[copy] = onnx.TensorProto()
+                found[copy].CopyFrom(constants[name])
+                found[copy].name = changed.input[position] = copy
+        kept.append(changed)
+    return kept, found
+
+
+def _is_level(tensor: onnx.TensorProto) -> bool:
+    array = numpy_helper.to_array(tensor)
+    return array.size > 1 and bool((array == array[0]).all())
 
 
 def _free_batch(nodes: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto], data: onnx.ValueInfoProto) -> None:
@@ -234,18 +303,22 @@ def _without_last_step(
     nodes: list[onnx.NodeProto], output: str, last: Sequence[str]
 ) -> tuple[list[onnx.NodeProto], str]:
     """Step back from probabilities to logits where the last node is one that the loss contains."""
-    for node in nodes:
-        if output in node.output and node.op_type in last:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-            if axis in (-1, 1):
-                return [other for other in nodes if other is not node], str(node.input[0])
+    made_by = {name: node for node in nodes for name in node.output}
+    end = output
+    while end in made_by and made_by[end].op_type == "Identity":
+        end = str(made_by[end].input[0])
+    node = made_by.get(end)
+    if node is not None and node.op_type in last:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if axis in (-1, 1):
+            return [other for other in nodes if other is not node], str(node.input[0])
     return nodes, output
 
 
-def _needed(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
+def _needed(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
     """Return the nodes that the output depends on, in order."""
     needed, kept = {output}, []
-    for node in reversed(nodes):
+    for node in reversed(list(nodes)):
         if needed.isdisjoint(node.output):
             continue
         if node.domain not in DEFAULT_DOMAIN:

@@ -68,6 +68,11 @@ def measure(
     shapes: dict[str, Shape] = {name: tuple(array.shape) for name, array in stored.items()}
     shapes[data] = (BATCH, *sample)
     for name in names:
+        if not isinstance(first[name], np.ndarray):
+            raise ConfigError(
+                f"tensor {name!r} is a sequence of tensors, with which covey cannot work; let the exporter optimise "
+                "the model (PyTorch: optimize=True)"
+            )
         shapes[name] = _shape(name, first[name].shape, second[name].shape)
     moving = _moving(nodes, {data, *learnt})
     values = {name: array for name, array in stored.items() if name not in learnt}
