@@ -191,7 +191,7 @@ def from_pytorch() -> None:
     import numpy as np  # noqa: PLC0415
     import torch  # type: ignore[import-not-found] # noqa: PLC0415
 
-    vectors = {}
+    vectors: dict[str, Any] = {}
     torch.manual_seed(SEED)
     for name, (model, sample, loss, how) in models(torch).items():
         for dynamo in (False, True):
