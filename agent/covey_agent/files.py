@@ -28,6 +28,17 @@ def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     sync_folder(path.parent)
 
 
+def make_private_file(path: Path | str) -> None:
+    """Make an empty file for the owner's eyes alone, if there is none yet.
+
+    A file that is there is not opened: where it is a database that this process has open already, closing the second
+    handle would drop all locks of the first, and another process could then take the write-ahead log away from under it
+    (SQLite, "How To Corrupt An SQLite Database File", section 2.2).
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+
+
 def append(path: Path, data: bytes) -> None:
     """Add to a private file, without flushing it: a power cut may tear the end off."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE)

@@ -15,7 +15,6 @@ Row ids only ever grow, also after deletions, and writers are serialised by SQLi
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from covey_agent.files import make_private_file
 from covey_protocol.errors import ConfigError, LocalError, StateError
 
 log = logging.getLogger("covey.agent")
@@ -76,7 +76,7 @@ class Outbox:
         try:
             if self.path != MEMORY:
                 # Created by us, so that the file and the -wal and -shm files beside it are private.
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                make_private_file(self.path)
             self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"outbox {self.path}: cannot be opened: {error}") from error

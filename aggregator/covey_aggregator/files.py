@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -21,6 +22,17 @@ T = TypeVar("T")
 def make_private_folder(path: Path) -> None:
     """Make a folder that only its owner can enter; an existing one stays as it is."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def make_private_file(path: Path | str) -> None:
+    """Make an empty file for the owner's eyes alone, if there is none yet.
+
+    A file that is there is not opened: where it is a database that this process has open already, closing the second
+    handle would drop all locks of the first, and another process could then take the write-ahead log away from under it
+    (SQLite, "How To Corrupt An SQLite Database File", section 2.2).
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
 
 
 def write_private(path: Path, data: bytes) -> None:

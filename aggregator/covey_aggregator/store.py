@@ -7,7 +7,6 @@ pays for them with one write to the disk (``commit``) before it sends what follo
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from covey_aggregator.files import PRIVATE
+from covey_aggregator.files import make_private_file
 from covey_aggregator.records import RoundRecord
 from covey_aggregator.task import Task
 from covey_protocol.digest import content_digest, short
@@ -177,7 +176,7 @@ class Store:
         try:
             if str(path) != ":memory:":
                 # Made by us, so that the file and SQLite's -wal and -shm beside it are for the owner's eyes.
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
+                make_private_file(path)
             self._db = sqlite3.connect(str(path), timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._write_ahead()
             self._db.execute("PRAGMA synchronous=FULL")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,17 @@ def test_the_database_is_private(store: Store, tmp_path: Path) -> None:
     carry(store, Remember("a", b"b"))
     for path in tmp_path.glob("agent.db*"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_store_in_one_process_leaves_the_first_ones_locks(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    first = Store(path)
+    Store(path).close()
+    carry(first, Remember("a", b"1"))
+    script = f"from covey_agent.store import Store; Store({str(path)!r}).close()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    carry(first, Remember("b", b"2"))
+    script = f"from covey_agent.store import Store; print(sorted(Store({str(path)!r}).marks()))"
+    seen = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert seen.stdout.strip() == "['a', 'b']"
+    first.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import sqlite3
+import subprocess
+import sys
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -220,3 +222,19 @@ def test_a_file_that_is_no_database_is_named(path: Path) -> None:
         Store(path)
     with pytest.raises(ConfigError, match="not a usable database"):
         Store(path.parent / "missing" / "covey.db")
+
+
+def test_a_second_store_in_one_process_leaves_the_first_ones_locks(tmp_path: Path) -> None:
+    # Without its locks nobody else knows of the first: whoever closes the file last, as it believes, removes the log.
+    path = tmp_path / "covey.db"
+    first = Store(path)
+    Store(path).close()
+    first.event("kept", "one")
+    script = f"from covey_aggregator.store import Store; Store({str(path)!r}).close()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    first.event("kept", "two")
+    script = f"from covey_aggregator.store import Store; print([e[3] for e in Store({str(path)!r}).events(0)])"
+    seen = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert seen.stdout.strip() == "['one', 'two']"
+    assert (tmp_path / "covey.db-wal").stat().st_nlink == 1
+    first.close()
