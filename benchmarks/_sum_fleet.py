@@ -151,13 +151,16 @@ class SumFleet:
     def _check_mean(self, group: str, mean: GroupMean) -> None:
         off = np.abs(mean.update[self.sampled] - self.true_means[group]).max()
         assert off <= self.scale.step, f"the mean of group {group} is off by {off}"
+        assert mean.metrics is not None
         assert abs(mean.metrics.accuracy - METRICS.accuracy) < 0.01
 
     def _mask(self, group: str, name: str) -> None:
         encode = ring.encode
 
-        def noted(update: Update, metrics: Metrics, scale: RingScale, seed: bytes, factor: float) -> Ring:
-            vector = encode(update, metrics, scale, seed, factor)
+        def noted(
+            update: Update, metrics: Metrics, scale: RingScale, seed: bytes, factor: float, *, clips: bool
+        ) -> Ring:
+            vector = encode(update, metrics, scale, seed, factor, clips=clips)
             self._expected[group] = (self._expected[group] + self._fingerprint.of(vector)) % (1 << 64)
             self.true_means[group] += factor * update[self.sampled].astype(np.float64) / len(self.members[group])
             return vector

@@ -221,6 +221,8 @@ def _rounds_table(report: Report) -> str:
     heads += ["joined", "accepted", "rejected", "dropped", "groups", "aborted", "seconds"]
     with_bytes = _has_bytes(report.rounds)
     heads += ["sent / device", "received / device"] if with_bytes else []
+    with_epsilon = report.epsilon is not None
+    heads += [f"epsilon at delta {report.config['privacy']['delta']:g}"] if with_epsilon else []
     devices = report.config["devices"]
     rows = []
     for record in report.rounds:
@@ -231,6 +233,7 @@ def _rounds_table(report: Report) -> str:
         row += [f"{count}" for count in (*counts, record.groups, record.groups_aborted)]
         row.append(f"{record.seconds:.2f}")
         row += [bytes_text(record.bytes_up / devices), bytes_text(record.bytes_down / devices)] if with_bytes else []
+        row += [number_text(record.epsilon, ".3g")] if with_epsilon else []
         rows.append(row)
     summary = f"{len(rows)} rounds; “own data”: the incoming model on the devices' own samples, as they report it"
     return _section("Rounds", summary, heads, rows, numeric=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,10 @@ import numpy as np
 
 from covey_agent.data import Dataset
 from covey_agent.trainer import Trainer
+from covey_aggregator.privacy import spent, together
 from covey_aggregator.records import RoundRecord as ServerRecord
+from covey_protocol import accounting
+from covey_protocol.accounting import Spending
 from covey_protocol.bundle import Bundle
 from covey_protocol.errors import CoveyError
 from covey_simulator.attacks import malicious_devices
@@ -159,11 +162,14 @@ def over_a_broker(
                 assert fleet.broker is not None
                 display.say(f"learning over {fleet.broker.kind}: masked, signed, round by round")
                 display.stage(1, "join, share, train, mask, unmask")
-                before = Traffic(0, 0)
+                before, costs = Traffic(0, 0), list[Mapping[str, Spending]]()
                 for record in fleet.rounds():
                     now = fleet.traffic()
                     out_before = chronicle.expelled[-1] if chronicle.expelled else frozenset[str]()
-                    rounds.append(_converted(record, before, now, out_before, hostile))
+                    costs.append(spent([record]))
+                    epsilon = _dearest(costs, scenario) if scenario.privacy.on else None
+                    converted = _converted(record, before, now, out_before, hostile)
+                    rounds.append(msgspec.structs.replace(converted, epsilon=epsilon))
                     chronicle.note(record.round, fleet.opinions(), names)
                     before = now
                     display.round(rounds[-1])
@@ -207,6 +213,12 @@ def _converted(
         bytes_up=now.up - before.up,
         bytes_down=now.down - before.down,
     )
+
+
+def _dearest(costs: list[Mapping[str, Spending]], scenario: Scenario) -> float:
+    """Return what rounds have cost the device that they cost most."""
+    delta = scenario.privacy.delta
+    return max((accounting.epsilon(cost, delta) for cost in together(costs).values()), default=0.0)
 
 
 def _level(scenario: Scenario) -> str:

@@ -63,7 +63,7 @@ def judge(
         ok=not bad,
         promised_accuracy=promised,
         reasons=[*bad, *good],
-        notes=_notes(scenario, reached, baselines),
+        notes=[*_notes(scenario, reached, baselines), *_spent(scenario, rounds)],
     )
 
 
@@ -85,7 +85,7 @@ def promised_accuracy(scenario: Scenario) -> float | None:
         and scenario.plan == DEMO_PLAN
         and scenario.clip == DEMO_CLIP
     )
-    if not (mild and demo and scenario.rounds >= 10 and scenario.devices <= 100):
+    if not (mild and demo and not scenario.privacy.on and scenario.rounds >= 10 and scenario.devices <= 100):
         return None
     return DEMO_ACCURACY if attested else DEMO_ACCURACY_OF_GROUPS_ALONE
 
@@ -144,6 +144,17 @@ def _notes(scenario: Scenario, reached: float | None, baselines: Mapping[str, Ba
     if not scenario.masking:
         notes.append("MASKING IS OFF: the aggregator sees every single update. For laboratories only.")
     return notes
+
+
+def _spent(scenario: Scenario, rounds: Sequence[RoundRecord]) -> list[str]:
+    """Say what the rounds have cost in privacy."""
+    epsilon = rounds[-1].epsilon if rounds else None
+    if epsilon is None:
+        return []
+    said = f"{len(rounds)} rounds cost a device epsilon {epsilon:.3g} at delta {scenario.privacy.delta:g}."
+    if scenario.attesting is not None:
+        said += " Sketches are counted as if each told the device's whole noisy update."
+    return [f"Devices add noise: {said}"]
 
 
 def _rehearsed(scenario: Scenario) -> str:

@@ -148,8 +148,8 @@ class NetworkModel(RuleBasedStateMachine):
                 with patch.object(ring, "encode", partial(self.record, name, ring.encode)):
                     self.device(name, device.trained(self.rig.update(name), METRICS))
 
-    def record(self, name: str, encode: Callable[..., Ring], *arguments: object) -> Ring:
-        vector = encode(*arguments)
+    def record(self, name: str, encode: Callable[..., Ring], *arguments: object, **options: object) -> Ring:
+        vector = encode(*arguments, **options)
         self.encoded[name] = vector.copy()
         return vector
 

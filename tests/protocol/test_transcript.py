@@ -157,7 +157,9 @@ def run_given(
     pair_seed = masking.pair_seed
     now_training = ""
 
-    def given(update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float) -> Ring:
+    def given(
+        update: NDArray[np.float32], metrics: Metrics, scale: RingScale, seed: bytes, factor: float, *, clips: bool
+    ) -> Ring:
         return vectors[now_training].copy()
 
     def noted(secret: bytes, mine: masking.PairParty, theirs: masking.PairParty, context: bytes) -> bytes:

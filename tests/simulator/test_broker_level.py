@@ -56,9 +56,11 @@ class Recorder:
             recorder._here.place = self.name, *place
             return trained(self, update, metrics)
 
-        def noted(update: Weights, metrics: Metrics, scale: RingScale, seed: bytes, factor: float = 1.0) -> Ring:
+        def noted(
+            update: Weights, metrics: Metrics, scale: RingScale, seed: bytes, factor: float, *, clips: bool
+        ) -> Ring:
             recorder.seeds[recorder._here.place] = seed
-            return encode(update, metrics, scale, seed, factor)
+            return encode(update, metrics, scale, seed, factor, clips=clips)
 
         seed = DeviceAttestation.seed
 
@@ -99,7 +101,12 @@ ATTESTED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("fields", [PLAIN, ATTESTED], ids=["without sketches", "with sketches, under attack"])
+NOISY: dict[str, Any] = {**PLAIN, "group_size": 6, "privacy": {"epsilon": 200, "a_min": 5}}
+
+
+@pytest.mark.parametrize(
+    "fields", [PLAIN, NOISY, ATTESTED], ids=["without sketches", "with noise", "with sketches, under attack"]
+)
 def test_over_a_broker_the_same_is_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
@@ -131,6 +138,8 @@ def test_over_a_broker_the_same_is_learnt(
             sketch=manifest.sketch,
             lot=1,
             watched=lambda members: True,
+            noise=manifest.noise,
+            a_min=manifest.a_min,
         )
         outcome = rounds.run(order, groupings, frozenset(), judge.accept)
         details = {detail.group: detail for detail in record.details}
