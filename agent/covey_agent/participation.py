@@ -14,7 +14,7 @@ import numpy as np
 
 from covey_agent.data import Dataset
 from covey_agent.profile import FirmwareProfile
-from covey_agent.trainer import Trainer, TrainResult
+from covey_agent.trainer import EVALUATION_BATCH, Trainer, TrainResult
 from covey_protocol import envelope, model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.device_round import DeviceRound
@@ -73,6 +73,7 @@ class Participation:
         self._pending: OpenRound | None = None
         self.round: DeviceRound | None = None
         self._bundle_digest = b""
+        self._fits = (b"", 0)
         self._trainer: Trainer | None = None
         self._data: Dataset | None = None
         self.weights: Weights | None = None
@@ -115,6 +116,7 @@ class Participation:
             if bundle is None:
                 return [manifest.bundle]
             self._use_bundle(bundle, manifest)
+        self._check_memory(manifest)
         return self._missing_model(manifest, self._pending.round)
 
     def overdue(self, blob: Blob) -> bool:
@@ -202,6 +204,26 @@ class Participation:
         self._guard = ModelGuard(bundle.manifest.classes)
         if self.weights is None or len(self.weights) != bundle.dimension:
             self._set_model(np.ascontiguousarray(bundle.weights, np.float32), 0)
+
+    def _check_memory(self, manifest: Manifest) -> None:
+        """Refuse what would not fit: half of a profile's memory is for the system, onnxruntime and the agent.
+
+        Raises:
+            RefusedError: A step of the plan, or looking at the local data, takes more.
+        """
+        assert self._trainer is not None
+        batch = manifest.plan.batch_size
+        if self._fits == (self._bundle_digest, batch):
+            return
+        bundle, profile = self._trainer.bundle, self._profile
+        needed = max(bundle.memory(batch), bundle.memory(EVALUATION_BATCH, trains=False))
+        if needed > profile.memory_mb << 19:
+            raise RefusedError(
+                f"training takes {needed >> 20} MiB with batches of {batch}; profile {profile.name} has "
+                f"{profile.memory_mb >> 1} MiB for it",
+                cause="profile",
+            )
+        self._fits = self._bundle_digest, batch
 
     def _missing_model(self, manifest: Manifest, round_: int) -> list[Blob]:
         wanted = manifest.model.digest

@@ -51,7 +51,9 @@ DESCRIPTIONS = {
     "AgentConfig.log_level": "How much is logged.",
     # a firmware profile
     "FirmwareProfile.name": "The profile's name, as the device's token carries it.",
-    "FirmwareProfile.memory_mb": "Memory of the device. `model_bytes_max` may not exceed it.",
+    "FirmwareProfile.memory_mb": (
+        "Memory of the device. A step of training may take half of it, and `model_bytes_max` not exceed it."
+    ),
     "FirmwareProfile.threads": "Threads that training may use.",
     "FirmwareProfile.batch_size_max": "A manifest with larger batches is refused.",
     "FirmwareProfile.model_bytes_max": (

@@ -132,9 +132,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Collect stored tensors, and the values of Constant nodes as if they had been stored."""
     found = {}
     for stored in graph.initializer:
-        found[stored.name] = onnx.TensorProto()
-        found[stored.name].CopyFrom(stored)
-        found[stored.name].ClearField("doc_string")
+        # Written anew: as raw bytes, and without what an exporter has noted beside them.
+        found[stored.name] = numpy_helper.from_array(numpy_helper.to_array(stored), stored.name)
     for node in graph.node:
         if node.op_type != "Constant":
             continue

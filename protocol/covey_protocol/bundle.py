@@ -10,7 +10,9 @@ What holds after ``Bundle.decode``, before onnxruntime has seen a byte:
 - the bytes are the one canonical encoding of what was read, so a bundle has exactly one digest;
 - each file has the digest that the manifest gives it;
 - ``weights.bin`` is as long as the parameter shapes say, little-endian float32, all finite;
-- shapes, counts and the reference trace lie within the limits below and agree with each other.
+- shapes, counts and the reference trace lie within the limits below and agree with each other;
+- the graphs consist of allowed standard operators, hold all of their tensors themselves and no graphs within, and no
+  tensor in them is larger than ``graph_shapes.MAX_ELEMENTS`` for one sample.
 
 The graphs are bound **by position**, so that an author's tensor names never matter. With P parameters, B buffers and U
 random inputs, ``grad.onnx`` takes P parameters, B buffers, the batch x (float32, N by the input shape), its targets y
@@ -46,6 +48,8 @@ from covey_protocol.bundle_manifest import (
 )
 from covey_protocol.digest import content_digest, short
 from covey_protocol.errors import MalformedError
+from covey_protocol.graph_shapes import peak_elements
+from covey_protocol.graph_wire import read_graph
 
 __all__ = [
     "FORMAT",
@@ -93,6 +97,19 @@ class Bundle:
     def dimension(self) -> int:
         """Length of the flat weight vector."""
         return self.manifest.dimension
+
+    def memory(self, batch: int, *, trains: bool = True) -> int:
+        """Return how many bytes the tensors of a step take at once, weights and their gradients included.
+
+        What onnxruntime itself takes comes on top: some tens of megabytes, and a convolution's scratch space.
+
+        Args:
+            batch: Samples.
+            trains: Whether gradients are computed, or the output alone.
+        """
+        name, data = (GRAD_FILE, self.grad) if trains else (INFER_FILE, self.infer)
+        # Weights, gradients, and two vectors of an optimiser at most.
+        return 4 * (peak_elements(read_graph(data, name), batch, name) + (4 if trains else 1) * self.dimension)
 
     @classmethod
     def create(
@@ -165,6 +182,8 @@ class Bundle:
         _check_manifest(manifest)
         files = _checked_files(manifest, outer["files"])
         weights = _checked_weights(manifest, files[WEIGHTS_FILE])
+        for name in (GRAD_FILE, INFER_FILE):
+            peak_elements(read_graph(files[name], name), 1, name)
         return Bundle(manifest, files[GRAD_FILE], files[INFER_FILE], weights, found)
 
 

@@ -14,7 +14,7 @@ from covey_agent.data import Dataset
 from covey_agent.participation import Participation, refusal
 from covey_agent.profile import load_profile
 from covey_agent.trainer import Trainer, TrainResult
-from covey_modelkit import build_bundle, softmax
+from covey_modelkit import build_bundle, mlp, softmax
 from covey_protocol import model, topics
 from covey_protocol.bundle import Bundle
 from covey_protocol.digest import content_digest
@@ -334,3 +334,24 @@ def test_the_close_names_the_step_to_fetch(device: Device) -> None:
     device.put(DELTA)
     assert device.part.close(close) == []
     assert device.part.closed == 3
+
+
+def test_what_would_not_fit_into_memory_is_refused() -> None:
+    """The profile's half goes to the system; what counts is the batch of the plan, each time."""
+    device = Device(memory_mb=64, batch_size_max=65_536, model_bytes_max=1 << 20)
+    device.disk |= {content_digest(data): data for data in (BUNDLE.encode(), FIRST)}
+    device.part.opened(opened(plan=Plan(batch_size=65_536)))
+    needed = BUNDLE.memory(65_536)
+    assert needed < 32 << 20
+    device.part.missing()
+    large = build_bundle(mlp((64,), 10, (512,)), name="large")
+    weights = model.to_bytes(np.asarray(large.weights))
+    device.disk |= {content_digest(data): data for data in (large.encode(), weights)}
+    changes: dict[str, Any] = {"bundle": blob(large.encode()), "model": blob(weights)}
+    for round_, (batch, fits) in enumerate(((256, True), (65_536, False), (128, True)), start=2):
+        device.part.opened(opened(round_, plan=Plan(batch_size=batch), **changes))
+        if fits:
+            device.part.missing()
+            continue
+        with pytest.raises(RefusedError, match="MiB with batches of 65536; profile pi-4 has 32 MiB"):
+            device.part.missing()

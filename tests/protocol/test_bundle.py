@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 from covey_protocol import cbor
 from covey_protocol.bundle import Bundle, TensorSpec, Trace
@@ -19,8 +20,16 @@ from covey_protocol.errors import MalformedError
 Plain = dict[str, Any]
 
 
+def graph(operator: str) -> bytes:
+    """A graph of one operator."""
+    ends = [helper.make_tensor_value_info(name, 1, ["N", 3]) for name in ("x", "y")]
+    made = helper.make_graph([helper.make_node(operator, ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
 def make_bundle() -> Bundle:
-    """A small bundle; the decoder does not read its graphs, so any bytes do."""
+    """A small bundle of graphs that are sound, if of little use."""
     rng = np.random.default_rng(5)
     return Bundle.create(
         name="tiny",
@@ -39,8 +48,8 @@ def make_bundle() -> Bundle:
             change=0.3,
             output=rng.standard_normal((4, 2)).astype("<f4").tobytes(),
         ),
-        grad=b"a graph of gradients",
-        infer=b"an inference graph",
+        grad=graph("Abs"),
+        infer=graph("Neg"),
         weights=rng.standard_normal(8).astype(np.float32),
     )
 
