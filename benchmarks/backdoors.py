@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import _looks
 from covey_agent.trainer import Trainer
 from covey_aggregator.probes import Gradients
-from covey_aggregator.rules import Row, Rows
+from covey_aggregator.rules import Influence, Row, Rows
 from covey_aggregator.rules.trimmed_mean import TrimmedMean
 from covey_simulator.attacks import malicious_devices
 from covey_simulator.attacks.success import attack_success
@@ -58,7 +58,7 @@ class SignAgreement:
     Ozdayi et al. 2021, "Defending against backdoors in federated learning with robust learning rate", on group means.
     """
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Combine the rows."""
         stacked = np.stack(list(rows))
         agreed = np.abs(np.sign(stacked).sum(axis=0)) >= 0.4 * len(stacked)
@@ -76,9 +76,9 @@ class Noise(SignAgreement):
     Sun et al. 2019, "Can you really backdoor federated learning?"; honest devices clip already.
     """
 
-    def __call__(self, rows: Rows, spoilt: int) -> Row:
+    def __call__(self, rows: Rows, spoilt: int, influence: Influence | None = None) -> Row:
         """Combine the rows."""
-        step = TrimmedMean()(rows, spoilt)
+        step = TrimmedMean()(rows, spoilt, influence)
         rng = np.random.default_rng(zlib.crc32(step.tobytes()))
         scale = 0.5 * float(np.linalg.norm(step)) / np.sqrt(len(step))
         return step + rng.normal(0, scale, len(step)).astype(np.float32)

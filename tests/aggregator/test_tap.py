@@ -178,6 +178,9 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
         topics.RECALL,
         topics.ABORT,
         topics.REVOCATIONS,
+        topics.REFUSED,
+        topics.RENEW,
+        topics.CERTIFICATE,
     }
     assert any(name.endswith("covey.db") for name in run.files)
     assert sum("/models/" in name for name in run.files) >= ROUNDS

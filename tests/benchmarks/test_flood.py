@@ -11,6 +11,7 @@ from benchmarks import flood
 from covey_simulator.broker import find_mosquitto
 
 
+@pytest.mark.slow
 def test_the_others_keep_their_place(tmp_path: Path) -> None:
     if find_mosquitto() is None:
         pytest.fail("this test needs a real Mosquitto: apt-get install mosquitto", pytrace=False)

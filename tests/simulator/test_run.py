@@ -85,7 +85,7 @@ def test_a_bad_flag_is_named_on_one_line(arguments: list[str], names: str, tmp_p
 
 
 def test_an_aggregator_that_dies_fails_the_run_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "covey_simulator.demo", "--headless", "--devices", "8", "--rounds", "500"]
+    command = [sys.executable, "-m", "covey_simulator.demo", "--headless", "--devices", "8", "--rounds", "60"]
     with subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
