@@ -36,6 +36,7 @@ def test_a_sum_becomes_the_members_mean() -> None:
     assert found is not None
     assert found.count == 5
     np.testing.assert_allclose(found.update, np.mean(vectors, axis=0), atol=SCALE.step)
+    assert found.metrics is not None
     assert found.metrics.accuracy == pytest.approx(0.25, abs=1e-3)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import optimize, stats  # type: ignore[import-untyped]
+from scipy import optimize, stats
 
 from covey_aggregator.rules import RULES, AnyRule, cap_norms, rule, rule_name, spoilt_groups
 from covey_aggregator.rules.centred_clipping import CentredClipping

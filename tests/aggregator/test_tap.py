@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from tests.aggregator.fleet import Vector
 from tests.aggregator.live import Agents, Clock, Live, Tap, bundle, enrol_agent, live_homes, live_task
 
