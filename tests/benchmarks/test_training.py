@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from benchmarks._nets import NETS, STEPS, batch, weights
 from benchmarks._training import Train
 from benchmarks.training import GOALS, network
+
 from covey_modelkit import build_bundle
 
 
