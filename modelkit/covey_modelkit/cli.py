@@ -162,6 +162,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "opset": manifest.opset,
         "grad_bytes": len(bundle.grad),
         "infer_bytes": len(bundle.infer),
+        "memory_of_32": bundle.memory(32),
         "trace_losses": manifest.trace.losses,
         "parameters": [{"name": spec.name, "shape": spec.shape} for spec in manifest.parameters],
         "buffers": [{"name": spec.name, "shape": spec.shape} for spec in manifest.buffers],

@@ -63,6 +63,26 @@ def test_show_json(digits: Path) -> None:
     assert facts["digest"] == Bundle.decode(digits.read_bytes()).digest.hex()
     assert facts["parameters"][0] == {"name": "output.weight", "shape": [64, 10]}
     assert (facts["input"], facts["classes"], facts["dimension"]) == ([64], 10, 650)
+    assert facts["memory_of_32"] == Bundle.decode(digits.read_bytes()).memory(32) > 4 * 4 * 650
+
+
+def narrow() -> onnx.ModelProto:
+    """A model that gives as many numbers as it takes."""
+    rng = np.random.default_rng(1)
+    nodes = [node("MatMul", ["x", "body"], "h"), node("MatMul", ["h", "head"], "logits")]
+    return classifier(nodes, {"body": normal(rng, 3, 2), "head": normal(rng, 2, 3)})
+
+
+def test_what_is_trained_and_towards_what_can_be_said(tmp_path: Path) -> None:
+    onnx.save(narrow(), tmp_path / "m.onnx")
+    options = ["--loss", "huber", "--autoencoder", "--train", "he*", "--output-name", "logits"]
+    result = call("build", tmp_path / "m.onnx", *options, "-o", tmp_path / "m.bundle")
+    assert result.exit_code == 0, result.output
+    manifest = Bundle.decode((tmp_path / "m.bundle").read_bytes()).manifest
+    assert (manifest.loss, manifest.target, [spec.name for spec in manifest.parameters]) == ("huber", "input", ["head"])
+    shown = call("show", tmp_path / "m.bundle").output
+    assert "huber" in shown
+    assert "buffers       none" in shown
 
 
 @pytest.mark.parametrize(
