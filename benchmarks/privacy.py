@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=300)
     parser.add_argument("--watched", type=int, default=100, help="devices in the fleet under attack")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--trials", type=int, default=20_000)
+    parser.add_argument("--trials", type=int, default=8000)
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[10, 11])
     parser.add_argument("--epsilons", type=_numbers, default=list(EPSILONS), help="with 'none' for no noise")
     parser.add_argument("--multipliers", type=_numbers, default=list(MULTIPLIERS))

@@ -46,9 +46,11 @@ def start(file: Path, home: Path) -> None:
     except CoveyError as error:
         raise ConfigError(f"{config.bundle}: {error}") from error
     try:
-        config.noise(bundle.dimension, policy)
+        noise = config.noise(bundle.dimension, policy)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+    if noise is not None and config.attestation.size(bundle.dimension, policy):
+        click.echo("sketches under noise find no poisoners and cost each device more; see docs/privacy.md", err=True)
     Store(home / DATABASE_FILE).add_task(config)
     click.echo(f"task {config.name} is queued; watch it with: covey task status {config.name} --home {home} --watch")
 

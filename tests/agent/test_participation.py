@@ -21,6 +21,7 @@ from covey_protocol.digest import content_digest
 from covey_protocol.errors import MalformedError, RefusedError
 from covey_protocol.messages import Blob, Close, Delta
 from covey_protocol.plan import Plan
+from covey_protocol.ring import RingScale
 from covey_protocol.roster import OpenRound
 from covey_protocol.round_table import DeviceStage
 
@@ -208,6 +209,24 @@ def test_a_model_that_jumps_is_refused_and_the_old_one_stays(device: Device) -> 
     with pytest.raises(RefusedError, match="the model moved by"):
         device.part.missing()
     assert device.part.model_digest == content_digest(FIRST)
+
+
+def test_noise_moves_a_model_further_and_no_further_than_its_reach(device: Device) -> None:
+    reach = RingScale.of(opened(noise=4.0).manifest).reach
+    direction = np.ones(DIMENSION, np.float32) / np.float32(np.sqrt(DIMENSION))
+    first = model.from_bytes(FIRST)
+    assert reach > 2 * opened().manifest.clip  # so that a round without noise is refused what one with noise may do
+    for times, noise, accepted in ((1.9, 0.0, False), (2.1, 4.0, False), (1.9, 4.0, True)):
+        moved = model.to_bytes((first + np.float32(times * reach) * direction).astype(np.float32))
+        device.put(moved)
+        device.part.opened(opened(model=blob(moved), noise=noise))
+        if accepted:
+            device.part.missing()
+            assert device.part.model_digest == content_digest(moved)
+        else:
+            with pytest.raises(RefusedError, match="the model moved by"):
+                device.part.missing()
+        device.part.give_up()
 
 
 def test_an_exploded_loss_leaves_nothing_to_mask(device: Device) -> None:

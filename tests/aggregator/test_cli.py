@@ -26,7 +26,7 @@ from covey_protocol import provisioning
 from covey_protocol.policy import Policy, sign_policy
 from covey_protocol.revocation import verify_head
 
-OURS = ("operator", "init", "serve", "events", "device", "task")
+OURS = ("operator", "init", "serve", "events", "device", "privacy", "task")
 TASK = {"name": "digits", "bundle": "tiny.bundle", "rounds": 2, "clip": 1.0}
 
 

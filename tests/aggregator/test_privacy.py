@@ -241,6 +241,15 @@ def test_what_tasks_have_cost_and_will(home: Path) -> None:
     assert "no task 'nobody'" in str(covey("privacy", "nobody", "--home", home).exception)
 
 
+def test_whoever_asks_for_sketches_under_noise_is_told_what_they_are_worth(home: Path) -> None:
+    asked = covey(
+        "task", "start", write_task(home, name="asked", attestation={}, privacy={"epsilon": 6}), "--home", home
+    )
+    assert asked.exit_code == 0 and "sketches under noise find no poisoners" in asked.output
+    plain = covey("task", "start", write_task(home, name="plain", privacy={"epsilon": 6}), "--home", home)
+    assert plain.exit_code == 0 and "sketches under" not in plain.output
+
+
 def test_a_task_without_noise_is_said_to_be_one(home: Path) -> None:
     make_homes(home.parent / "free")
     said = covey("privacy", "--home", home.parent / "free" / "home", "--forecast", write_task(home))
