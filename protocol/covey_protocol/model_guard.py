@@ -64,7 +64,7 @@ class ModelGuard:
         Raises:
             RefusedError: It has exploded.
         """
-        if math.isnan(self._blind):
+        if math.isnan(self._blind) and math.isfinite(loss):
             self._blind = loss
         usual = self._best if math.isfinite(self._best) else self._blind
         allowed = LOSS_SLACK * max(self._blind, usual)

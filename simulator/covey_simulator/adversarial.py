@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from covey_agent.data import Dataset
 from covey_modelkit.differentiate import differentiate
@@ -48,7 +48,8 @@ class InputGradient:
     @functools.cached_property
     def _session(self) -> ort.InferenceSession:
         graph = onnx.load_from_string(self._bundle.infer).graph
-        writer = GraphWriter(infer_shapes(graph))
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        writer = GraphWriter(infer_shapes(graph), constants)
         batch, labels = graph.input[-1], writer.fresh("labels")
         logits = graph.output[0].name
         _, slope = LOSSES[self._bundle.manifest.loss](writer, logits, labels)

@@ -12,6 +12,7 @@ import pytest
 from tests.aggregator.fleet import CLASSES, FEATURES, tiny_bundle
 
 from covey_aggregator.evaluate import Evaluator
+from covey_modelkit import build_bundle, mlp
 from covey_protocol.errors import ConfigError
 
 
@@ -77,3 +78,22 @@ def test_a_graph_that_onnxruntime_refuses_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "held.npz", X, [0, 1, 2, 0])
     with pytest.raises(ConfigError, match=r"infer\.onnx of 'tiny' cannot be loaded"):
         Evaluator(dataclasses.replace(tiny_bundle(), infer=b"junk"), path)
+
+
+def test_numbers_are_measured_by_their_own_loss(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    bundle = build_bundle(mlp((FEATURES,), 2), name="numbers", loss="mse")
+    x, y = rng.normal(size=(1500, FEATURES)).astype(np.float32), rng.normal(size=(1500, 2))
+    loss, explained = Evaluator(bundle, save(tmp_path / "held.npz", x, y))(np.zeros(bundle.dimension, np.float32))
+    assert loss == pytest.approx((y**2).mean(), rel=1e-5)
+    assert explained == 0
+    with pytest.raises(ConfigError, match="y has shape"):
+        Evaluator(bundle, save(tmp_path / "held.npz", x, y[:, 0]))
+
+
+def test_a_model_that_reproduces_its_input_needs_no_y(tmp_path: Path) -> None:
+    bundle = build_bundle(mlp((FEATURES,), FEATURES), name="same", loss="huber", autoencoder=True)
+    path = tmp_path / "held.npz"
+    np.savez(path, x=np.full((5, FEATURES), 3, np.float32))
+    loss, _ = Evaluator(bundle, path)(np.zeros(bundle.dimension, np.float32))
+    assert loss == pytest.approx(2.5)

@@ -58,3 +58,15 @@ def test_a_task_that_begins_badly_is_judged_by_blind_guessing() -> None:
     guard.check_loss(0.9 * LOSS_SLACK * math.log(2))
     with pytest.raises(RefusedError):
         guard.check_loss(30.0)
+
+
+def test_without_labels_the_first_loss_stands_for_guessing() -> None:
+    guard = ModelGuard(0)
+    for never in (math.nan, math.inf):
+        with pytest.raises(RefusedError, match="loss"):
+            guard.check_loss(never)
+    guard.check_loss(100.0)
+    guard.check_loss(1.0)
+    guard.check_loss(0.9 * LOSS_SLACK * 100.0)
+    with pytest.raises(RefusedError, match="loss"):
+        guard.check_loss(1.01 * LOSS_SLACK * 100.0)
