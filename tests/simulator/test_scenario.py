@@ -67,7 +67,7 @@ def test_defaults_are_spelled_out() -> None:
     ("fields", "where"),
     [
         ({"privacy": {"budget": 1}}, "privacy"),
-        ({"local": {"optimiser": "adam"}}, "optimiser` - at `local"),
+        ({"local": {"dropout": 0.5}}, "dropout` - at `local"),
         ({"attack": {"on_rounds": 3}}, "on_rounds has no meaning for none, leave it out - at `attack"),
         ({"attack": {"kind": "sign-flip", "victim": 3}}, "victim` - at `attack"),
         ({"attack": {"kind": "alien"}}, "attack.kind"),
