@@ -12,12 +12,13 @@ from collections.abc import Callable
 from covey_agent.blobs import BlobStore
 from covey_agent.courier import Courier
 from covey_agent.fetch import Fetcher
+from covey_agent.listed import ListIntake
 from covey_protocol.errors import StaleError
 from covey_protocol.ledger import DeviceLedger
 from covey_protocol.roster import Trust
 
 
-class RevocationIntake:
+class RevocationIntake(ListIntake):
     """One device's way to the newest list.
 
     Args:
@@ -39,8 +40,14 @@ class RevocationIntake:
         fetcher: Fetcher,
         clock: Callable[[], float],
     ) -> None:
+        super().__init__(
+            *(lambda: ledger.revocations.wanted, ledger.take_revoked),
+            courier=courier,
+            blobs=blobs,
+            fetcher=fetcher,
+            clock=clock,
+        )
         self._ledger, self._trust = ledger, trust
-        self._courier, self._blobs, self._fetcher, self._clock = courier, blobs, fetcher, clock
 
     def begin(self, head: bytes) -> None:
         """Take the head that the provisioning bundle held, unless a newer one was seen since."""
@@ -59,30 +66,3 @@ class RevocationIntake:
         if before is not None and before != self._ledger.revocations.wanted:
             self._fetcher.forget(before.digest)
         self.want()
-
-    def want(self) -> None:
-        """Wait for the entries of the newest head, unless they are here.
-
-        Raises:
-            RefusedError: They do not fit the budget of blobs on their way.
-        """
-        wanted = self._ledger.revocations.wanted
-        if wanted is None:
-            return
-        entries = self._blobs.get(wanted.digest)
-        if entries is not None:
-            self._courier.carry(self._ledger.take_revoked(entries))
-        else:
-            self._fetcher.want(wanted.digest, wanted.bytes, self._clock())
-
-    def on_blob(self, digest: bytes, blob: bytes) -> bool:
-        """Take a blob if it is the entries that are waited for, and say whether it was."""
-        if digest not in self.wanted():
-            return False
-        self._courier.carry(self._ledger.take_revoked(blob))
-        return True
-
-    def wanted(self) -> set[bytes]:
-        """Return the digest of the entries that are waited for, if any are."""
-        wanted = self._ledger.revocations.wanted
-        return set() if wanted is None else {wanted.digest}

@@ -24,6 +24,7 @@ from covey_agent.courier import STARTS, Courier
 from covey_agent.data import Dataset, load_npz
 from covey_agent.fetch import Fetcher
 from covey_agent.home import BLOBS, PIECES, STATUS_FILE, AgentHome
+from covey_agent.listed import ListIntake
 from covey_agent.participation import Job, Participation, refusal
 from covey_agent.profile import FirmwareProfile
 from covey_agent.renewal import CertificateRenewal
@@ -121,7 +122,7 @@ class Agent:
             home.stored,
             marks,
             pins=PinnedKeys(self.ledger.pins()),
-            revocations=self.ledger.revocations,
+            ledger=self.ledger,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -133,6 +134,13 @@ class Agent:
         self._fetcher = Fetcher(2 * profile.model_bytes_max, PieceLog(home.path / PIECES))
         self._revoked = RevocationIntake(
             self.ledger, self._trust, courier=self._courier, blobs=self._blobs, fetcher=self._fetcher, clock=clock
+        )
+        self._tokens = ListIntake(
+            *(lambda: self._authority.wanted_tokens, self._authority.take_tokens),
+            courier=self._courier,
+            blobs=self._blobs,
+            fetcher=self._fetcher,
+            clock=clock,
         )
         self._renewal = CertificateRenewal(home, pairs, self._courier, clock)
         self._tasks: dict[str, Participation] = {}
@@ -186,7 +194,9 @@ class Agent:
         base += [topics.pub(fleet, "+", label) for label in epochs.own_labels(device)]
         link.subscribe(base)
         self._follow_group()
-        self._revoked.begin(self.home.stored.revocations)
+        if self._trust.operator_key == self.home.stored.operator_key:
+            self._revoked.begin(self.home.stored.revocations)
+        self._want_lists()
         link.start()
         while True:
             try:
@@ -261,7 +271,15 @@ class Agent:
     def _on_connected(self, session_present: bool) -> None:
         self._fetcher.connected(session_present, self._clock())
         self._upkeep.connected(session_present, bool(self.holds))
-        self._revoked.want()
+        self._want_lists()
+
+    def _want_lists(self) -> None:
+        """Wait for the operator's lists whose heads are here."""
+        for intake in (self._tokens, self._revoked):
+            try:
+                intake.want()
+            except _SURVIVABLE as error:  # such as a full disk; it is tried again at the next connection
+                self._refuse(error, topics.BLOB)
 
     def _under_way(self) -> set[str]:
         return {task for task, part in self._tasks.items() if part.under_way}
@@ -298,6 +316,7 @@ class Agent:
             self._go_on()
         elif place.kind in authority.KINDS:
             aside = self._authority.take(place.kind, payload, self._courier)
+            self._want_lists()
             for topic, waiting in aside:
                 self._handle(_Message(topic, waiting))
             self._go_on()
@@ -316,7 +335,7 @@ class Agent:
             self._on_round(place.kind, payload)
 
     def _on_blob(self, digest: bytes, blob: bytes) -> None:
-        if not self._revoked.on_blob(digest, blob):
+        if not (self._revoked.on_blob(digest, blob) or self._tokens.on_blob(digest, blob)):
             self._blobs.put(digest, blob)
         self._fetcher.forget(digest)
         self._go_on()
@@ -340,7 +359,7 @@ class Agent:
             self._holds = refusal(error, task)
             raise
         manifest = opened.manifest
-        named = {manifest.bundle.digest, manifest.model.digest} | self._revoked.wanted()
+        named = {manifest.bundle.digest, manifest.model.digest} | self._revoked.wanted() | self._tokens.wanted()
         if manifest.delta is not None:
             named.add(manifest.delta.blob.digest)
         self._fetcher.keep_only(named)  # what older rounds waited for is served no longer, and uses the budget up
@@ -402,6 +421,9 @@ class Agent:
                     self._fetcher.want(blob.digest, blob.bytes, self._clock(), overdue=part.overdue(blob))
                 opened = part.ready(self._epoch.grouping)
                 if opened is None:
+                    continue
+                if self._trust.successions.lacks(opened.manifest.succession):
+                    self._holds = f"not in {task!r} yet: waiting for the change of the operator's key to be complete"
                     continue
                 if opened.manifest.revocations > self.ledger.revocations.held:
                     self._holds = f"not in {task!r} yet: waiting for revocation list {opened.manifest.revocations}"

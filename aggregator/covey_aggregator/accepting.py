@@ -21,7 +21,9 @@ from covey_aggregator.home import (
     ServerHome,
     day,
     next_key,
+    open_server,
     take_delegation,
+    take_succession,
 )
 from covey_aggregator.requests import (
     Reply,
@@ -35,7 +37,7 @@ from covey_aggregator.requests import (
     read_request,
     request_digest,
 )
-from covey_aggregator.revocations import SignedList, read_stored
+from covey_aggregator.revocations import SignedList, read_stored, settle
 from covey_aggregator.store import Store
 from covey_aggregator.tls_home import TlsHome, has_tls
 from covey_protocol import envelope, identity
@@ -85,9 +87,13 @@ def accept(server: ServerHome, store: Store, path: Path) -> list[str]:
             has signed two different things under one version.
     """
     reply = read_reply(path)
-    checked = _checked(server, reply, path)
-    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
     said = []
+    if reply.succession and reply.fleet == server.fleet:
+        said = take_succession(server, reply.succession, str(path))
+        server = open_server(server.path, waiting=True)
+        settle(store, operator_key=server.operator_key, fleet=server.fleet, succession=server.succession)
+    checked = _checked(server, reply, path)
+    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet, succession=server.succession)
     if checked.policy is not None and _newer(server, checked.policy, path):
         replace(server.path / POLICY_FILE, reply.policy)
         said.append(f"policy {checked.policy.version} is in place")
@@ -171,7 +177,9 @@ def _checked(server: ServerHome, reply: Reply, path: Path) -> _Checked:
 
 def _token(data: bytes, server: ServerHome) -> Token:
     name = read(Token, envelope.parse(data).payload).device
-    return identity.read_token(data, operator_key=server.operator_key, fleet=server.fleet, device=name)
+    return identity.read_token(
+        data, operator_key=server.operator_key, fleet=server.fleet, device=name, former=server.former
+    )
 
 
 def _newer(server: ServerHome, policy: Policy, path: Path) -> bool:

@@ -13,9 +13,10 @@ from covey_aggregator.alerts import AlertBook, summary
 from covey_aggregator.audit import AuditLog, check, check_export
 from covey_aggregator.cli_device import home_option
 from covey_aggregator.files import replace
-from covey_aggregator.home import DATABASE_FILE, ServerHome, open_server
+from covey_aggregator.home import DATABASE_FILE, open_server
 from covey_aggregator.store import Store
 from covey_protocol.errors import ConfigError
+from covey_protocol.identity import Former
 from covey_protocol.proofs import Verdict, verify
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -138,38 +139,54 @@ def proof_command(id: str, home: Path, out: Path) -> None:
 @audit.command("verify-proof")
 @click.argument("file", type=_EXISTING)
 @maybe_home
-@click.option("--operator-key", default="", help="The operator's public key in hex, or the file operator.pub.")
+@click.option(
+    "--operator-key",
+    "operator_keys",
+    multiple=True,
+    help="The operator's public key in hex, or the file operator.pub; once more for each key that it had before.",
+)
 @click.option("--fleet", default="", help="The fleet's name, together with --operator-key.")
 @json_option
-def verify_proof_command(file: Path, home: Path | None, operator_key: str, fleet: str, as_json: bool) -> None:
+def verify_proof_command(
+    file: Path, home: Path | None, operator_keys: tuple[str, ...], fleet: str, as_json: bool
+) -> None:
     """Check a proof without any network; exits with 0 only if it holds.
 
-    Trust the operator's key, from the operator, and nothing that came with the proof.
+    Trust the operator's key, from the operator, and nothing that came with the proof. Where the operator has changed
+    its key, the one counts under which the devices in the proof were invited; --home knows all of them.
 
     \b
     Examples:
       covey audit verify-proof pi-3.proof --home home
       covey audit verify-proof pi-3.proof --operator-key 5d1c… --fleet meadow
     """
-    key, name = _anchor(open_server(home) if home is not None and not operator_key else None, operator_key, fleet)
-    verdict = verify(file.read_bytes(), operator_key=key, fleet=name)
+    if home is not None and not operator_keys:
+        server = open_server(home)
+        key, former, fleet = server.operator_key, server.former, fleet or server.fleet
+    else:
+        key, former = _anchor(operator_keys, fleet)
+    verdict = verify(file.read_bytes(), operator_key=key, fleet=fleet, former=former)
     click.echo(json.dumps(_as_json(verdict), indent=2) if as_json else in_words(verdict))
 
 
-def _anchor(server: ServerHome | None, operator_key: str, fleet: str) -> tuple[bytes, str]:
-    if server is not None:
-        return server.operator_key, fleet or server.fleet
-    if not operator_key or not fleet:
+def _anchor(operator_keys: tuple[str, ...], fleet: str) -> tuple[bytes, Former]:
+    """Return one key, and the others as keys of before, all of whose tokens count."""
+    if not operator_keys or not fleet:
         raise ConfigError("verify-proof needs --home, or --operator-key and --fleet")
-    path = Path(operator_key)
-    text = path.read_text("utf-8", "replace").strip() if path.is_file() else operator_key
+    keys = [_key(given) for given in operator_keys]
+    return keys[0], Former(tuple(keys[1:]), None)
+
+
+def _key(given: str) -> bytes:
+    path = Path(given)
+    text = path.read_text("utf-8", "replace").strip() if path.is_file() else given
     try:
         key = bytes.fromhex(text)
     except ValueError as error:
         raise ConfigError(f"--operator-key: not a key in hex: {error}") from error
     if len(key) != 32:
         raise ConfigError(f"--operator-key: holds {len(key)} bytes where a key has 32")
-    return key, fleet
+    return key
 
 
 def in_words(verdict: Verdict) -> str:

@@ -143,7 +143,7 @@ class _Revoked:
 
 
 def _revoked(server: ServerHome, store: Store) -> _Revoked:
-    found = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    found = read_stored(store, operator_key=server.operator_key, fleet=server.fleet, succession=server.succession)
     entries = {entry.token: entry for entry in found.entries} if found else {}
     return _Revoked(found.version if found else 0, entries, store.revoked())
 

@@ -15,6 +15,7 @@ from covey_aggregator.home import (
     BrokerSettings,
     ServerHome,
     begin_server,
+    follow,
     init_server,
     next_key,
     open_server,
@@ -137,6 +138,7 @@ def renew_command(home: Path, ophome: Path | None, new_key: bool, passphrase_fil
     """
     server = open_server(home, waiting=True)
     operator = operator_at_hand(server, ophome, passphrase_file)
+    server = open_server(home, waiting=True)
     key = next_key(home) if new_key else None
     if operator is None:
         _carry(accepting.ask_delegation(server, key), home)
@@ -157,6 +159,9 @@ def operator_at_hand(server: ServerHome, ophome: Path | None, passphrase_file: P
             return None
         ophome = Path(noted)
     operator = open_operator(ophome, asking(passphrase_file))
+    for line in follow(server, operator):
+        click.echo(line, err=True)
+        server = open_server(server.path, waiting=True)
     if (operator.public_key, operator.fleet) != (server.operator_key, server.fleet):
         raise ConfigError(f"{operator.path}: not the operator of {server.path}")
     return operator

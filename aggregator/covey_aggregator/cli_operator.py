@@ -10,8 +10,10 @@ import click
 from covey_aggregator import signing
 from covey_aggregator.cli_passphrase import NONE, asking, asking_new, passphrase_option
 from covey_aggregator.cli_qr import qr_option, show
-from covey_aggregator.operator import KEY_FILE, init_operator, open_operator
+from covey_aggregator.home import follow, open_server
+from covey_aggregator.operator import KEY_FILE, SUCCESSION_REPLY, init_operator, open_operator
 from covey_aggregator.passphrase import read_passphrase
+from covey_aggregator.rotating import rotate
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -62,12 +64,45 @@ def operator_passphrase(
     if remove or (new_passphrase_file is None and not sys.stdin.isatty()):
         if not remove:
             raise click.UsageError("give --new-passphrase-file, or --none, where there is no terminal")
-        home.key_file.protect(b"")
+        home.protect(b"")
         click.echo(NONE, err=True)
         return
     new = read_passphrase(new_passphrase_file) if new_passphrase_file else asking_new(None)()
-    home.key_file.protect(new)
+    home.protect(new)
     click.echo(f"{ophome / KEY_FILE}: {'under the new passphrase' if new else 'without a passphrase'}")
+
+
+@operator.command("rotate")
+@click.argument("ophome", type=_FOLDER)
+@click.argument("homes", type=_FOLDER, nargs=-1)
+@passphrase_option
+@click.option("--new-passphrase-file", type=_FILE, help="File with the next key's passphrase, if nobody can be asked.")
+def operator_rotate(
+    ophome: Path, homes: tuple[Path, ...], passphrase_file: Path | None, new_passphrase_file: Path | None
+) -> None:
+    """Change the operator's key: the old one signs for the next, and is destroyed.
+
+    Devices that are enrolled follow by themselves, also those that are away for now. Tokens that were issued so far go
+    on counting; nothing else does that the old key has signed or will sign. Server homes that are at hand, HOMES, take
+    it at once; for others OPHOME/succession.reply goes to `covey accept`.
+
+    Without a terminal the next key gets the passphrase in --new-passphrase-file, or else that in --passphrase-file.
+
+    \b
+    Examples:
+      covey operator rotate op home
+      covey operator rotate /media/usb/op --passphrase-file /run/user/1000/passphrase
+    """
+    new = asking_new(new_passphrase_file or passphrase_file)
+    home, finished = rotate(ophome, ask=asking(passphrase_file), new=new)
+    if finished:
+        click.echo("A change that was cut off is finished; no other one was begun.")
+    click.echo(f"operator home {ophome} of fleet {home.fleet}; public key {home.public_key.hex()}")
+    for server in homes:
+        for line in follow(open_server(server, waiting=True), home) or ["nothing new"]:
+            click.echo(f"{server}: {line}")
+    click.echo(f"{ophome / SUCCESSION_REPLY}: for `covey accept` of every server that is elsewhere")
+    click.echo("Destroy the copies of the old key that you keep, and make a new one of OPHOME.")
 
 
 @operator.command("sign")

@@ -106,13 +106,14 @@ def _revoke(
     passphrase_file: Path | None,
 ) -> None:
     operator = operator_at_hand(server, ophome, passphrase_file)
+    server = open_server(server.path, waiting=True)
     tokens = _tokens(store, name)
     if not tokens:
         raise ConfigError(f"there is no device {name!r}, and no bundle for it; see `covey device list`")
     pins = {token: keys[-KEY_BYTES:] for token, keys in store.pins().items()}  # the newest of each
     keys = {row.token: row.key for row in store.devices()} | pins
     entries = [Revocation(token=token, key=keys.get(token, b""), device=name, reason=category) for token in tokens]
-    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet, succession=server.succession)
     found = revoke(operator, entries, known) if operator is not None else None
     for token in tokens:
         store.note_revoked(token, name, reason)
@@ -138,5 +139,5 @@ def _tokens(store: Store, name: str) -> list[bytes]:
 
 def _is_out(server: ServerHome, store: Store, tokens: list[bytes]) -> bool:
     """Whether none of some tokens counts any more."""
-    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet)
+    known = read_stored(store, operator_key=server.operator_key, fleet=server.fleet, succession=server.succession)
     return known is not None and set(tokens) <= {entry.token for entry in known.entries}

@@ -30,11 +30,12 @@ from covey_aggregator.judgement import Judgement
 from covey_aggregator.models import ModelFolder
 from covey_aggregator.registry import WENT_BACK, Registry
 from covey_aggregator.resume import Resumption, abort_messages, last_step, open_message, spool_label
-from covey_aggregator.revocations import RevocationDesk
+from covey_aggregator.revocations import RevocationDesk, settle
 from covey_aggregator.round_run import ROUND_KINDS, RoundRun
 from covey_aggregator.running import RunningTask
 from covey_aggregator.spool import SECRET_BYTES, Spool
 from covey_aggregator.store import Store, TaskRow
+from covey_aggregator.succession_desk import SuccessionDesk
 from covey_aggregator.task import Task
 from covey_protocol import topics
 from covey_protocol.effects import Deliver, Effect, Note, Publish
@@ -95,6 +96,8 @@ class Coordinator:
     ) -> None:
         self._home, self._store, self._entropy, self._wall = home, store, entropy, wall_clock
         self._trust: Trust = home.trust(store.pins())
+        settle(store, operator_key=home.operator_key, fleet=home.fleet, succession=home.succession)
+        self.succession = SuccessionDesk(home.succession, store)
         self.authority = AuthorityDesk(home, wall_clock)
         self.revocations = RevocationDesk(self._trust, store)
         self.registry = Registry(self._trust, store)
@@ -249,7 +252,7 @@ class Coordinator:
     def tick(self, now: float) -> list[Effect]:
         """Let time pass: start what waits, end what has run out."""
         # Whom devices are to follow stands before all else, which rests on it.
-        effects: list[Effect] = [*self.authority.poll(), *self._resumption.wake()]
+        effects: list[Effect] = [*self.succession.poll(), *self.authority.poll(), *self._resumption.wake()]
         if self._epoch is not None:
             effects += self._epoch.tick(now)
         if self.run is not None:
@@ -278,7 +281,7 @@ class Coordinator:
 
     def blob(self, digest: bytes) -> bytes | None:
         """Return a blob that devices may ask for."""
-        return self.models.serve(digest) or self.revocations.serve(digest)
+        return self.models.serve(digest) or self.revocations.serve(digest) or self.succession.serve(digest)
 
     def to_sketch(self) -> list[str]:
         """Return the shards whose sketches are to be made now; a look at the last round comes before their decision."""
@@ -555,6 +558,7 @@ class Coordinator:
             windows=self._judgement.windows(task, self._groupings),
             sealing_key=public_key(spool.secret),
             revocations=self._trust.revocations.held,
+            succession=self._trust.successions.version,
         )
         try:
             RingScale.of(manifest)
@@ -627,7 +631,12 @@ class Coordinator:
                 if name in known:
                     continue
                 try:
-                    verdict = verify(proof, operator_key=self._home.operator_key, fleet=self._home.fleet)
+                    verdict = verify(
+                        proof,
+                        operator_key=self._home.operator_key,
+                        fleet=self._home.fleet,
+                        former=self._trust.successions.former,
+                    )
                 except PeerError as error:  # then nobody else would believe it either
                     self._store.event("proof", f"the proof that {name} has lied does not hold: {error}")
                     continue

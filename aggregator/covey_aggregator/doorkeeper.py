@@ -8,7 +8,7 @@ the aggregator talk.
 from __future__ import annotations
 
 from covey_aggregator.home import ServerHome
-from covey_protocol import envelope, identity, topics
+from covey_protocol import envelope, topics
 from covey_protocol.effects import Deliver
 from covey_protocol.envelope import Context
 from covey_protocol.errors import PeerError
@@ -56,9 +56,7 @@ class Doorkeeper:
         try:
             message = envelope.parse(data)
             state = read(State, message.payload)
-            who = identity.verify_chain(
-                state.chain, operator_key=self._trust.operator_key, fleet=self._trust.fleet, device=device
-            )
+            who = self._trust.identify(state.chain, device)
             envelope.verify(message, Context(fleet=self._trust.fleet, kind=topics.STATE, sender=device), who.key)
         except PeerError:
             return False

@@ -8,6 +8,7 @@
     delegation.cbor    the operator's word for the aggregator's key
     policy.cbor        the operator's signed policy
     operator.pub       the operator's public key, in hex
+    succession.cbor    how it came to be this one, if the operator has changed it
     covey.db           devices, tasks, rounds (SQLite)
     models/            bundles and models by digest
     spool/             masked vectors and sealing key of the open round, gone when it is over
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +34,7 @@ import msgspec
 import yaml
 from nacl.signing import SigningKey
 
+from covey_aggregator import succession_file
 from covey_aggregator.budgets import BudgetSettings
 from covey_aggregator.files import (
     flush_folder,
@@ -43,12 +46,14 @@ from covey_aggregator.files import (
     write_private,
 )
 from covey_aggregator.operator import DELEGATION_SECONDS, OperatorHome
-from covey_protocol import identity, topics
-from covey_protocol.errors import ConfigError, CoveyError
-from covey_protocol.identity import Delegation, PinnedKeys
+from covey_aggregator.succession_file import SignedSuccession
+from covey_protocol import cbor, identity, topics
+from covey_protocol.errors import ConfigError, CoveyError, MalformedError, PeerError, StaleError
+from covey_protocol.identity import NO_FORMER, Delegation, Former, PinnedKeys
 from covey_protocol.policy import Policy, verify_policy
 from covey_protocol.provisioning import Broker
 from covey_protocol.roster import Trust
+from covey_protocol.succession import Successions
 
 SETTINGS_FILE = "covey.yaml"
 KEY_FILE, NEXT_KEY_FILE = "aggregator.key", "aggregator.next"
@@ -126,6 +131,8 @@ class ServerHome:
     policy: Policy
     signed_policy: bytes = field(repr=False, default=b"")
     word: Delegation | None = field(repr=False, default=None)
+    succession: SignedSuccession | None = field(repr=False, default=None)
+    former: Former = NO_FORMER
 
     @property
     def fleet(self) -> str:
@@ -138,7 +145,18 @@ class ServerHome:
 
     def trust(self, pins: dict[bytes, bytes]) -> Trust:
         """Return what the aggregator takes for granted."""
-        return Trust(self.fleet, self.operator_key, bytes(self.key.verify_key), self.policy, PinnedKeys(pins))
+        known = Successions()
+        if self.succession is not None:
+            known.take(self.succession.message, operator_key=self.operator_key, fleet=self.fleet)
+            known.take_list(self.succession.tokens)
+        return Trust(
+            self.fleet,
+            self.operator_key,
+            bytes(self.key.verify_key),
+            self.policy,
+            PinnedKeys(pins),
+            successions=known,
+        )
 
     def broker_for_devices(self) -> Broker:
         """Return the broker as provisioning bundles name it."""
@@ -153,8 +171,11 @@ def init_server(path: Path, operator: OperatorHome, broker: BrokerSettings) -> S
     Raises:
         ConfigError: The home belongs to another fleet or operator.
     """
+    if (path / SETTINGS_FILE).exists() and (path / OPERATOR_FILE).exists():
+        follow(open_server(path, waiting=True), operator)
     home = begin_server(path, operator.fleet, operator.public_key, broker, operator_home=str(operator.path.absolute()))
-    refresh(home, operator)
+    follow(home, operator)
+    refresh(open_server(path, waiting=True), operator)
     return open_server(path)
 
 
@@ -185,7 +206,8 @@ def begin_server(
     text = yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False)
     write_new(path / SETTINGS_FILE, f"# Settings of the Covey aggregator; see docs/configuration.md\n{text}")
     home = open_server(path, waiting=True)
-    if (home.fleet, home.operator_key) != (fleet, operator_key):
+    known = (home.operator_key, *(home.succession.checked.former if home.succession else ()))
+    if home.fleet != fleet or operator_key not in known:
         raise ConfigError(f"{path}: belongs to fleet {home.fleet!r} of another operator")
     return home
 
@@ -217,6 +239,50 @@ def refresh(home: ServerHome, operator: OperatorHome, *, renew: bool = False, ke
     return said
 
 
+def follow(home: ServerHome, operator: OperatorHome) -> list[str]:
+    """Take the change of the operator's key, if the operator at hand has changed it since; say what was done."""
+    if operator.succession is None or home.fleet != operator.fleet:
+        return []
+    if home.operator_key not in (*operator.former, operator.public_key):
+        return []
+    return take_succession(home, operator.succession.encoded(), str(operator.path))
+
+
+def take_succession(home: ServerHome, data: bytes, where: str) -> list[str]:
+    """Go by the operator's next key from now on; a succession that is in place already changes nothing.
+
+    Args:
+        home: The server's home.
+        data: All parts, as ``succession_file.decode`` reads them.
+        where: Where they come from.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigError: It does not hold, leads on from another key, or another one is in place.
+    """
+    known = home.trust({}).successions
+    try:
+        match cbor.decode(data, max_bytes=succession_file.BYTES_MAX):
+            case [bytes(message), *_]:
+                newer = known.take(message, operator_key=home.operator_key, fleet=home.fleet)
+            case _:
+                raise MalformedError("not the parts of a succession")
+        found, _ = succession_file.decode(data, operator_key=home.operator_key, fleet=home.fleet)
+    except StaleError:
+        return []
+    except CoveyError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if newer is None:
+        return []
+    replace(home.path / succession_file.FILE, data)  # from this step on the new key counts; the rest follows from it
+    replace(home.path / DELEGATION_FILE, found.checked.words.delegation)
+    replace(home.path / POLICY_FILE, found.checked.words.policy)
+    replace(home.path / OPERATOR_FILE, found.key.hex().encode() + b"\n")
+    return [f"the operator's key is {found.key.hex()} from now on; {len(found.tokens) // 32} earlier tokens count"]
+
+
 def take_delegation(path: Path, delegation: bytes) -> None:
     """Put a checked delegation in its place, and the next aggregator key too if it is for that one."""
     replace(path / DELEGATION_FILE, delegation)
@@ -243,6 +309,8 @@ def open_server(path: Path, *, waiting: bool = False) -> ServerHome:
     settings = read_yaml(path / SETTINGS_FILE, ServerSettings)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
     operator_key = _operator_key(path / OPERATOR_FILE)
+    succession, changes = succession_file.read(path, operator_key=operator_key, fleet=settings.fleet)
+    operator_key = succession.key if succession is not None else operator_key
     absent = next((file for file in (DELEGATION_FILE, POLICY_FILE) if not (path / file).exists()), "")
     if absent and not waiting:
         raise ConfigError(
@@ -253,6 +321,13 @@ def open_server(path: Path, *, waiting: bool = False) -> ServerHome:
     delegation, signed_policy = (
         _read(path / file) if (path / file).exists() else None for file in (DELEGATION_FILE, POLICY_FILE)
     )
+    if succession is not None:
+        # A change of the operator's key may have been cut off: words of a key before count no longer.
+        words, former = succession.checked.words, succession.checked.former
+        if delegation is None or _is_void(identity.verify_delegation, delegation, former, settings.fleet):
+            delegation = words.delegation
+        if signed_policy is None or _is_void(verify_policy, signed_policy, former, settings.fleet):
+            signed_policy = words.policy
     file, word, policy = DELEGATION_FILE, None, Policy()
     try:
         if delegation is not None:
@@ -263,7 +338,27 @@ def open_server(path: Path, *, waiting: bool = False) -> ServerHome:
     except CoveyError as error:
         raise ConfigError(f"{path / file}: {error}") from error
     key = _own_key(path, word)
-    return ServerHome(path, settings, key, operator_key, delegation or b"", policy, signed_policy or b"", word)
+    return ServerHome(
+        path,
+        settings,
+        key,
+        operator_key,
+        delegation or b"",
+        policy,
+        signed_policy or b"",
+        word,
+        succession,
+        changes.former,
+    )
+
+
+def _is_void(verify: Callable[..., object], word: bytes, former: tuple[bytes, ...], fleet: str) -> bool:
+    """Whether a word was signed by an operator key of before."""
+    for key in former:
+        with contextlib.suppress(PeerError):
+            verify(word, operator_key=key, fleet=fleet)
+            return True
+    return False
 
 
 def next_key(path: Path) -> SigningKey:

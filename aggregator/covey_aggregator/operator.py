@@ -9,6 +9,9 @@
     delegation.cbor    the delegation that was signed last
     revocations.cbor   the revocation list that was signed last
     issued             every token that was ever signed: its digest and the device's name, one a line
+    operator.next      the key that is to follow, while a change of the key is under way
+    succession.cbor    how the key came to be this one, if it was changed; see ``rotating``
+    succession.reply   the same, for servers
     answers/           replies by the digest of their request, so that no request is signed twice
     bundles/           bundles for requests of a server elsewhere
 
@@ -27,17 +30,30 @@ import msgspec
 import yaml
 from nacl.signing import SigningKey
 
-from covey_aggregator.files import PRIVATE, locked, make_private_folder, read_yaml, replace, write_new
+from covey_aggregator import succession_file
+from covey_aggregator.files import (
+    PRIVATE,
+    flush_folder,
+    locked,
+    make_private_folder,
+    read_yaml,
+    replace,
+    write_new,
+)
 from covey_aggregator.passphrase import Ask, KeyFile, make_key
-from covey_protocol import identity, topics
-from covey_protocol.errors import ConfigError, CoveyError
+from covey_aggregator.requests import Reply, reply_text
+from covey_aggregator.succession_file import SignedSuccession
+from covey_protocol import cbor, identity, topics
+from covey_protocol.errors import ConfigError, CoveyError, MalformedError
 from covey_protocol.policy import Policy, sign_policy, verify_policy
 from covey_protocol.provisioning import Broker, Provisioning
+from covey_protocol.succession import read_succession
 
-KEY_FILE = "operator.key"
+KEY_FILE, NEXT_KEY_FILE = "operator.key", "operator.next"
 SETTINGS_FILE = "operator.yaml"
 POLICY_FILE = "policy.yaml"
 SIGNED_POLICY, SIGNED_DELEGATION, ISSUED, LOCK = "policy.cbor", "delegation.cbor", "issued", "operator.lock"
+REVOCATIONS_FILE, SUCCESSION_REPLY = "revocations.cbor", "succession.reply"
 DELEGATION_SECONDS = 365 * 86400
 
 
@@ -55,11 +71,32 @@ class OperatorHome:
     fleet: str
     key_file: KeyFile = field(repr=False)
     policy: Policy
+    succession: SignedSuccession | None = field(repr=False, default=None)
+
+    @property
+    def former(self) -> tuple[bytes, ...]:
+        """The keys before this one, oldest first."""
+        return self.succession.checked.former if self.succession else ()
+
+    def check_current(self) -> None:
+        """Sign nothing more by a key that another command has changed meanwhile.
+
+        Raises:
+            ConfigError: One has.
+        """
+        if KeyFile(self.path / KEY_FILE).public_key != self.public_key or is_unfinished(self.path):
+            raise ConfigError(f"{self.path}: the operator's key was changed a moment ago; run this again")
 
     @property
     def key(self) -> SigningKey:
         """The key; asks for its passphrase the first time."""
         return self.key_file.key
+
+    def protect(self, passphrase: bytes) -> None:
+        """Put the key under another passphrase, or under none if it is empty."""
+        with locked(self.path / LOCK):
+            self.check_current()
+            self.key_file.protect(passphrase)
 
     @property
     def public_key(self) -> bytes:
@@ -78,6 +115,7 @@ class OperatorHome:
         """
         key, now = self.key, int(time.time())
         with locked(self.path / LOCK):
+            self.check_current()
             last = self.delegated()
             version = max(now, known + 1, last.version + 1 if last else 0)
             made = identity.issue_delegation(key, self.fleet, aggregator_key, version, now + DELEGATION_SECONDS)
@@ -108,19 +146,30 @@ class OperatorHome:
             ConfigError: What was signed last is damaged.
         """
         with locked(self.path / LOCK):
-            data, last = self.kept(SIGNED_POLICY), None
-            if data:
-                try:
-                    last = verify_policy(data, operator_key=self.public_key, fleet=self.fleet)
-                except CoveyError as error:
-                    raise ConfigError(f"{self.path / SIGNED_POLICY}: {error}") from error
+            data, last = self.kept(SIGNED_POLICY), self._last_policy()
+            if last is not None:
                 same = msgspec.structs.replace(self.policy, version=last.version) == last
                 if same and last.version >= max(self.policy.version, known):
                     return data
             version = max(self.policy.version, known + 1 if known else 0, last.version + 1 if last else 0)
+            self.check_current()
             made = sign_policy(msgspec.structs.replace(self.policy, version=version), self.key, self.fleet)
             replace(self.path / SIGNED_POLICY, made)
         return made
+
+    def policy_version(self) -> int:
+        """Return the newest version of the policy: as it was signed last, or as it stands in ``policy.yaml``."""
+        last = self._last_policy()
+        return max(self.policy.version, last.version if last else 0)
+
+    def _last_policy(self) -> Policy | None:
+        data = self.kept(SIGNED_POLICY)
+        if not data:
+            return None
+        try:
+            return verify_policy(data, operator_key=self.public_key, fleet=self.fleet)
+        except CoveyError as error:
+            raise ConfigError(f"{self.path / SIGNED_POLICY}: {error}") from error
 
     def kept(self, file: str) -> bytes:
         """Return what was kept in a file, nothing if it is not there.
@@ -161,10 +210,13 @@ class OperatorHome:
         topics.check_device(device)
         secret = SigningKey.generate()
         not_after = int(time.time()) + seconds if seconds else 0
-        token = identity.issue_token(
-            self.key, self.fleet, device, token_key=bytes(secret.verify_key), profile=profile, not_after=not_after
-        )
-        self._note_issued(identity.token_id(token), device)
+        key = self.key
+        with locked(self.path / LOCK):  # no change of the key comes between the token and its place on the list
+            self.check_current()
+            token = identity.issue_token(
+                key, self.fleet, device, token_key=bytes(secret.verify_key), profile=profile, not_after=not_after
+            )
+            self._note_issued(identity.token_id(token), device)
         return Provisioning(
             fleet=self.fleet,
             device=device,
@@ -234,7 +286,69 @@ def open_operator(path: Path, ask: Ask | None = None) -> OperatorHome:
     settings = read_yaml(path / SETTINGS_FILE, OperatorSettings)
     policy = _read_policy(path / POLICY_FILE)
     topics.check_name(settings.fleet, f"{path / SETTINGS_FILE}: fleet")
-    return OperatorHome(path, settings.fleet, KeyFile(path / KEY_FILE, ask), policy)
+    _finish(path, settings.fleet)
+    key = KeyFile(path / KEY_FILE, ask)
+    succession, _ = succession_file.read(path, operator_key=key.public_key, fleet=settings.fleet)
+    if succession is not None and succession.key != key.public_key:
+        raise ConfigError(f"{path / KEY_FILE}: has been followed by another key; this is an old copy")
+    return OperatorHome(path, settings.fleet, key, policy, succession)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a change of the key counts already, and the home has not been brought after it.
+
+    Raises:
+        ConfigError: A file of it is damaged.
+    """
+    if not (path / NEXT_KEY_FILE).exists() or not (path / succession_file.FILE).exists():
+        return False
+    fleet = read_yaml(path / SETTINGS_FILE, OperatorSettings).fleet
+    try:
+        found = read_succession(_message(path), fleet)
+    except CoveyError as error:
+        raise ConfigError(f"{path / succession_file.FILE}: {error}") from error
+    return found.key == KeyFile(path / NEXT_KEY_FILE).public_key
+
+
+def _message(path: Path) -> bytes:
+    match cbor.decode((path / succession_file.FILE).read_bytes(), max_bytes=succession_file.BYTES_MAX):
+        case [bytes(message), bytes(), bytes()]:
+            return message
+    raise MalformedError("not the parts of a succession")
+
+
+def _finish(path: Path, fleet: str) -> None:
+    """Bring a home after a change of its key that counts already; may be cut off and repeated at any step."""
+    if not is_unfinished(path):
+        return
+    with locked(path / LOCK):
+        if not is_unfinished(path):
+            return
+        key = KeyFile(path / NEXT_KEY_FILE).public_key
+        found, _ = succession_file.read(path, operator_key=key, fleet=fleet)
+        assert found is not None
+        words = found.checked.words
+        replace(path / SIGNED_DELEGATION, words.delegation)
+        replace(path / SIGNED_POLICY, words.policy)
+        if words.revocations:
+            replace(path / REVOCATIONS_FILE, cbor.encode([words.revocations, found.revoked]), PRIVATE)
+        reply = Reply(fleet=fleet, operator_key=key, succession=found.encoded())
+        replace(path / SUCCESSION_REPLY, reply_text(reply).encode())
+        destroy(path / KEY_FILE)
+        (path / NEXT_KEY_FILE).replace(path / KEY_FILE)
+        flush_folder(path)
+
+
+def destroy(path: Path) -> None:
+    """Overwrite a key with zeros and remove it, if it is there; on flash storage old blocks may outlive this."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    flush_folder(path.parent)
 
 
 def _read_policy(path: Path) -> Policy:

@@ -115,6 +115,11 @@ def make_key(path: Path, passphrase: bytes) -> None:
     write_private(path, _written(bytes(SigningKey.generate()), passphrase, None))
 
 
+def write_key(path: Path, key: SigningKey, passphrase: bytes) -> None:
+    """Write a key in one step; without a passphrase if that is empty."""
+    replace(path, _written(bytes(key), passphrase, None), PRIVATE)
+
+
 def normal(text: str, where: str) -> bytes:
     """Return a passphrase as bytes, the same whichever way a keyboard composes its letters (Unicode's NFKC).
 

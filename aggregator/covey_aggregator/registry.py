@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 
 from covey_aggregator.store import DeviceRow, Store
-from covey_protocol import envelope, identity, topics
+from covey_protocol import envelope, topics
 from covey_protocol.digest import short
 from covey_protocol.envelope import KEY_BYTES, Context
-from covey_protocol.errors import RefusedError, StaleError
+from covey_protocol.errors import PeerError, RefusedError, StaleError
 from covey_protocol.messages import Recall, State
 from covey_protocol.payload import read
 from covey_protocol.roster import Trust
@@ -43,6 +43,7 @@ class Registry:
             for row in store.devices()
         }
         self._gone: set[str] = set()
+        self._drop_void()
         self.drop_revoked()
         self.sequences = {row.name: row.sequence for row in self._rows.values()}
 
@@ -62,9 +63,7 @@ class Registry:
         state = read(State, message.payload)
         # A token's expiry bounds enrolment: it keeps nobody out who was let in before.
         expiry = None if device in self._rows else int(now)
-        who = identity.verify_chain(
-            state.chain, operator_key=self._trust.operator_key, fleet=self._trust.fleet, device=device, now=expiry
-        )
+        who = self._trust.identify(state.chain, device, expiry)
         context = Context(fleet=self._trust.fleet, kind=topics.STATE, sender=device)
         envelope.verify(message, context, who.key)
         self._trust.pins.check(who)
@@ -107,6 +106,20 @@ class Registry:
             del self._rows[name]
         self._gone.update(gone)
         return gone
+
+    def _drop_void(self) -> None:
+        """Know devices no longer whose token the operator did not name when it changed its key."""
+        if not self._trust.successions.version:
+            return
+        for name, row in list(self._rows.items()):
+            if self._trust.successions.former.counts(row.token):
+                continue
+            try:
+                state = read(State, envelope.parse(self._store.said(name, topics.STATE)[0]).payload)
+                self._trust.identify(state.chain, name)
+            except PeerError as error:
+                del self._rows[name]
+                self._store.event("succession", f"{name} is known no longer: {error}")
 
     def joined(self, device: str, data: bytes, grouping: bytes) -> None:
         """Keep a JOIN that was accepted, and the digest of the grouping that it was signed over."""

@@ -16,6 +16,7 @@ import msgspec
 from nacl.signing import SigningKey
 
 from covey_aggregator.files import PRIVATE, make_private_folder, replace
+from covey_aggregator.succession_file import BYTES_MAX as SUCCESSION_BYTES_MAX
 from covey_protocol import envelope
 from covey_protocol.digest import content_digest
 from covey_protocol.envelope import Context
@@ -82,6 +83,7 @@ class Reply(Payload, frozen=True, kw_only=True):
         request: Digest of the request that it answers, or empty.
         delegation, policy, tokens: Each signed.
         head, body: The revocation list.
+        succession: How the operator's key came to be this one, for a server that goes by an earlier one.
     """
 
     fleet: Name
@@ -93,6 +95,7 @@ class Reply(Payload, frozen=True, kw_only=True):
     tokens: Annotated[list[Certificate], msgspec.Meta(max_length=_DEVICES_MAX)] = msgspec.field(default_factory=list)
     head: Certificate = b""
     body: Body = b""
+    succession: Annotated[bytes, msgspec.Meta(max_length=SUCCESSION_BYTES_MAX)] = b""
 
 
 def request_text(request: Request, key: SigningKey) -> str:

@@ -148,6 +148,8 @@ class Resumption:
         held = self._trust.revocations.held
         if manifest.revocations != held:
             raise MalformedError(f"it is under revocation list {manifest.revocations}, and {held} has come since")
+        if manifest.succession != self._trust.successions.version:
+            raise MalformedError("the operator's key has changed since")
 
     def epoch(self, head: EpochHead, now: float, wall: float) -> tuple[EpochRun, list[Effect]]:
         """Return the epoch's opening as it was, and what to say again; arguments and errors as for ``round``."""

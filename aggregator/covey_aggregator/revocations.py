@@ -6,12 +6,14 @@ holds a copy that it publishes and can neither change nor make.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from covey_aggregator.files import PRIVATE, locked, replace
-from covey_aggregator.operator import OperatorHome
+from covey_aggregator.operator import REVOCATIONS_FILE, OperatorHome
 from covey_aggregator.store import Store
+from covey_aggregator.succession_file import SignedSuccession
 from covey_protocol import cbor, revocation, topics
 from covey_protocol.digest import short
 from covey_protocol.effects import Publish
@@ -20,7 +22,7 @@ from covey_protocol.messages import RevocationHead
 from covey_protocol.revocation import LIST_BYTES_MAX, Revocation
 from covey_protocol.roster import Trust
 
-FILE = "revocations.cbor"
+FILE = REVOCATIONS_FILE
 LOCK = "revocations.lock"
 _PUBLISHED = "revocations-published"
 
@@ -73,6 +75,7 @@ def revoke(operator: OperatorHome, additions: Iterable[Revocation], known: Signe
             return newest
         entries |= {entry.token: entry for entry in added}
         version = newest.version + 1 if newest else 1
+        operator.check_current()
         signed, body = revocation.sign_list(entries.values(), version, operator.key, operator.fleet)
         replace(operator.path / FILE, cbor.encode([signed, body]), PRIVATE)
     return SignedList.read(signed, body, operator_key=operator.public_key, fleet=operator.fleet)
@@ -96,19 +99,51 @@ def read_kept(operator: OperatorHome) -> SignedList | None:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_stored(store: Store, *, operator_key: bytes, fleet: str) -> SignedList | None:
+def read_stored(
+    store: Store, *, operator_key: bytes, fleet: str, succession: SignedSuccession | None = None
+) -> SignedList | None:
     """Return the list that the server has.
+
+    Args:
+        store: Where it is.
+        operator_key: The operator's key.
+        fleet: The fleet's name.
+        succession: How the key came to be this one. A list of a key before it is void, and the one that came with the
+            succession stands in its place.
 
     Raises:
         ConfigError: It is damaged, or not the operator's.
     """
     row = store.revocations()
-    if row is None:
-        return None
     try:
-        return SignedList.read(*row, operator_key=operator_key, fleet=fleet)
+        if row is not None and not _is_void(row[0], fleet, succession):
+            return SignedList.read(*row, operator_key=operator_key, fleet=fleet)
+        if succession is None or succession.checked.revocations is None:
+            return None
+        head = succession.checked.words.revocations
+        return SignedList.read(head, succession.revoked, operator_key=operator_key, fleet=fleet)
     except PeerError as error:
         raise ConfigError(f"the revocation list in the database: {error}") from error
+
+
+def settle(store: Store, *, operator_key: bytes, fleet: str, succession: SignedSuccession | None) -> None:
+    """Put the list that came with a succession in the place of one that is void; arguments as for ``read_stored``."""
+    row = store.revocations()
+    if succession is None or (row is not None and not _is_void(row[0], fleet, succession)):
+        return
+    found = read_stored(store, operator_key=operator_key, fleet=fleet, succession=succession)
+    store.drop_revocations()
+    if found is not None:
+        store.put_revocations(found.version, found.signed, found.body)
+
+
+def _is_void(head: bytes, fleet: str, succession: SignedSuccession | None) -> bool:
+    """Whether a list was signed by a key of before."""
+    for key in succession.checked.former if succession else ():
+        with contextlib.suppress(PeerError):
+            revocation.verify_head(head, operator_key=key, fleet=fleet)
+            return True
+    return False
 
 
 def _newer(one: SignedList | None, other: SignedList | None) -> SignedList | None:

@@ -378,6 +378,7 @@ class Service:
         """Say again what stands, if the broker has forgotten sessions and retained messages; twice harms nobody."""
         if session_present or self.link.connections <= 1:
             return
+        self.coordinator.succession.again()
         self.coordinator.authority.again()
         self.coordinator.revocations.again()
         words = self._standing.words()

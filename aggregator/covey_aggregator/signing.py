@@ -60,7 +60,7 @@ def look(operator: OperatorHome, path: Path) -> Asked:
     request, digest = read_request(path)
     if request.fleet != operator.fleet:
         raise ConfigError(f"{path}: is of fleet {request.fleet!r}, and {operator.path} is of fleet {operator.fleet!r}")
-    if request.operator_key != operator.public_key:
+    if request.operator_key not in (*operator.former, operator.public_key):
         raise ConfigError(f"{path}: asks operator {short(request.operator_key)}, and not {short(operator.public_key)}")
     delegated = operator.delegated()
     wants = request.wants
@@ -98,6 +98,8 @@ def sign(operator: OperatorHome, asked: Asked, folder: Path) -> list[Path]:
     bundles: list[Path] = []
     if kept.exists():
         reply = read_reply(kept)
+        if reply.operator_key != operator.public_key:
+            raise ConfigError(f"{asked.path}: was answered before the operator's key was changed; ask anew")
     else:
         reply, bundles = _signed(operator, asked)
         make_private_folder(kept.parent)
@@ -151,12 +153,16 @@ def _signed(operator: OperatorHome, asked: Asked) -> tuple[Reply, list[Path]]:
         tokens=tokens,
         head=listed.signed if listed else b"",
         body=listed.body if listed else b"",
+        # For a server that has not heard of it yet.
+        succession=operator.succession.encoded()
+        if operator.succession and request.operator_key != operator.public_key
+        else b"",
     )
     return reply, bundles
 
 
 def _known(operator: OperatorHome, asked: Asked, wants: WantsRevocation) -> SignedList | None:
-    if not wants.head:
+    if not wants.head or asked.request.operator_key != operator.public_key:  # a list of a key before is void
         return None
     try:
         return SignedList.read(wants.head, wants.body, operator_key=operator.public_key, fleet=operator.fleet)

@@ -323,6 +323,10 @@ class Store:
         rows = self._do("SELECT head, entries FROM revocations ORDER BY version DESC LIMIT 1")
         return (bytes(rows[0][0]), bytes(rows[0][1])) if rows else None
 
+    def drop_revocations(self) -> None:
+        """Forget every list."""
+        self._change("DELETE FROM revocations")
+
     def put_revocations(self, version: int, head: bytes, entries: bytes) -> None:
         """Keep a list in place of older ones."""
         with self.together():

@@ -53,6 +53,7 @@ from covey_protocol.messages import (
 )
 from covey_protocol.payload import Payload
 from covey_protocol.policy import Policy
+from covey_protocol.succession import Succession
 
 Way = Literal["up", "down", "pub"]
 
@@ -271,6 +272,15 @@ CATALOGUE = (
             topics.REVOCATIONS,
             RevocationHead,
             "Signed by the operator: version and digest of the newest revocation list.",
+        ),
+        retained=True,
+    ),
+    Entry(
+        *(
+            "pub",
+            topics.SUCCESSION,
+            Succession,
+            "Signed by the operator's newest key: how it came to follow those before, and its own first words.",
         ),
         retained=True,
     ),

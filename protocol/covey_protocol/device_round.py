@@ -140,6 +140,9 @@ class DeviceRound:
             raise RefusedError(
                 f"the manifest uses epoch {manifest.epoch}, this device is in {self._grouping.epoch}", cause="epoch"
             )
+        self._trust.successions.check_manifest(manifest.succession)
+        if self._trust.successions.lacks(manifest.succession):
+            raise RefusedError(f"succession {manifest.succession} of the operator's key is missing", cause="succession")
         known = self._trust.revocations
         known.check_manifest(manifest.revocations)
         known.check_named(manifest.revocations, "the manifest")

@@ -123,7 +123,12 @@ class GroupInbox(GroupState):
         first = self._signed(kind, name)
         if not first or first == data or name in self.proofs:
             return []
-        proof = proof_of_two(kind, name, first, data, prover=self.prover(), operator_key=self._trust.operator_key)
+        proof = proof_of_two(
+            *(kind, name, first, data),
+            prover=self.prover(),
+            operator_key=self._trust.operator_key,
+            former=self._trust.successions.former,
+        )
         if not proof:
             return []
         self.proofs[name] = proof

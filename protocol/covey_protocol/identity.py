@@ -13,14 +13,14 @@ same token refuses it (``PinnedKeys``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
 from nacl.signing import SigningKey
 
 from covey_protocol import envelope, topics
-from covey_protocol.digest import digest, short
+from covey_protocol.digest import DIGEST_BYTES, digest, short
 from covey_protocol.envelope import Context
 from covey_protocol.errors import ConfigError, RefusedError, SignatureError, StaleError
 from covey_protocol.payload import Digest, Key, Name, Payload, prepare, read, write
@@ -68,6 +68,35 @@ class Delegation(Payload, frozen=True, kw_only=True):
     aggregator_key: Key
     version: Time
     not_after: Time
+
+
+@dataclass(frozen=True)
+class Former:
+    """Operator keys of before, and which of their tokens still count; see ``succession``.
+
+    Attributes:
+        keys: The public keys.
+        listed: The tokens' digests, in their order, in one string; None where all count, as an auditor may choose.
+    """
+
+    keys: tuple[bytes, ...] = ()
+    listed: bytes | None = field(default=b"", repr=False)
+
+    def counts(self, token: bytes) -> bool:
+        """Whether the token of this digest counts though a former key has signed it."""
+        if self.listed is None:
+            return True
+        low, high = 0, len(self.listed) // DIGEST_BYTES
+        while low < high:
+            middle = (low + high) // 2
+            if self.listed[middle * DIGEST_BYTES : (middle + 1) * DIGEST_BYTES] < token:
+                low = middle + 1
+            else:
+                high = middle
+        return self.listed[low * DIGEST_BYTES : (low + 1) * DIGEST_BYTES] == token
+
+
+NO_FORMER = Former()
 
 
 @dataclass(frozen=True)
@@ -144,10 +173,12 @@ def verify_delegation(data: bytes, *, operator_key: bytes, fleet: str, now: int 
     return delegation
 
 
-def read_token(data: bytes, *, operator_key: bytes, fleet: str, device: str, now: int | None = None) -> Token:
-    """Return the token once the operator's signature holds; errors as ``verify_chain``."""
+def read_token(
+    data: bytes, *, operator_key: bytes, fleet: str, device: str, now: int | None = None, former: Former = NO_FORMER
+) -> Token:
+    """Return the token once the operator's signature holds; arguments and errors as ``verify_chain``."""
     context = _context(fleet, "token", OPERATOR, device)
-    token = read(Token, envelope.open_signed(data, context, operator_key, max_bytes=_MAX_CERTIFICATE_BYTES))
+    token = read(Token, _signed_by_operator(data, context, operator_key, former))
     if token.device != device:
         raise SignatureError(f"token is for {token.device!r}, not for {device!r}", cause="chain")
     _check_expiry(f"token of {device!r}", token.not_after, now)
@@ -155,7 +186,13 @@ def read_token(data: bytes, *, operator_key: bytes, fleet: str, device: str, now
 
 
 def verify_chain(
-    chain: Chain, *, operator_key: bytes, fleet: str, device: str, now: int | None = None
+    chain: Chain,
+    *,
+    operator_key: bytes,
+    fleet: str,
+    device: str,
+    now: int | None = None,
+    former: Former = NO_FORMER,
 ) -> DeviceIdentity:
     """Follow operator → token → device key → the keys that followed it.
 
@@ -165,12 +202,14 @@ def verify_chain(
         fleet: The fleet that both certificates must name.
         device: The name that the sender goes by.
         now: Unix seconds for the expiry check, or None where no trustworthy time is known.
+        former: What counts of the operator's keys of before.
 
     Raises:
-        SignatureError: A link does not hold; the message names the link and the device.
+        SignatureError: A link does not hold; the message names the link and the device. With the cause
+            ``former-operator`` if a key of before has signed the token and it is not one of those that count.
         MalformedError: A certificate is not what it should be.
     """
-    token = read_token(chain.token, operator_key=operator_key, fleet=fleet, device=device, now=now)
+    token = read_token(chain.token, operator_key=operator_key, fleet=fleet, device=device, now=now, former=former)
     context = _context(fleet, "endorsement", device)
     body = envelope.open_signed(chain.endorsement, context, token.token_key, max_bytes=_MAX_CERTIFICATE_BYTES)
     keys = [read(Endorsement, body).device_key]
@@ -242,6 +281,32 @@ class PinnedKeys:
         for key in keys[len(self._pins.get(token, ())) :]:
             self._tokens.setdefault(key, []).append(token)
         self._pins[token] = keys
+
+
+def _signed_by_operator(data: bytes, context: Context, operator_key: bytes, former: Former) -> bytes:
+    """Return a token's payload, signed by the operator's key, or by one of before if it is one of those that count."""
+    message = envelope.parse(data, max_bytes=_MAX_CERTIFICATE_BYTES)
+    try:
+        return envelope.verify(message, context, operator_key)
+    except SignatureError:
+        signer = next((key for key in former.keys if _is_by(message, context, key)), None)
+        if signer is None:
+            raise
+    if not former.counts(token_id(data)):
+        raise SignatureError(
+            f"token of {context.recipient!r} is by the operator's former key {short(signer)}, and not on the list of "
+            "those that it had signed when it was changed",
+            cause="former-operator",
+        )
+    return message.payload
+
+
+def _is_by(message: envelope.Envelope, context: Context, key: bytes) -> bool:
+    try:
+        envelope.verify(message, context, key)
+    except SignatureError:
+        return False
+    return True
 
 
 def _check_expiry(what: str, not_after: int, now: int | None) -> None:

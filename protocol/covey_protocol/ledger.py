@@ -38,7 +38,7 @@ class DeviceLedger:
     def __init__(self, rows: Mapping[str, bytes] | None = None) -> None:
         self._rows = dict(rows or {})
         self.revocations = Revocations()
-        if _HEAD in self._rows:
+        if self._rows.get(_HEAD):
             try:
                 self.revocations.restore(self._rows[_HEAD], self._number(_LIST_VERSION), self._rows.get(_LIST, b""))
             except MalformedError as error:
@@ -266,6 +266,14 @@ class DeviceLedger:
         self.revocations.take_list(entries)
         version = str(self.revocations.held).encode()
         return [self._remember(_LIST, entries), self._remember(_LIST_VERSION, version)]
+
+    def succeed_revocations(self, head: bytes, *, operator_key: bytes, fleet: str) -> list[Remember]:
+        """Begin anew with the list of the operator's next key; arguments and errors as ``Revocations.succeed``."""
+        same = self.revocations.succeed(head, operator_key=operator_key, fleet=fleet)
+        marks = {_HEAD: head, _LIST_VERSION: str(self.revocations.held).encode()}
+        if not same:
+            marks[_LIST] = b""
+        return [self._remember(key, value) for key, value in marks.items()]
 
     def _round(self, task: str) -> tuple[int, int]:
         round_, _, attempt = self._rows.get(f"round/{task}", b"0.0").decode().partition(".")

@@ -142,6 +142,7 @@ class Manifest(Payload, frozen=True, kw_only=True):
         windows: Seconds for each stage.
         sealing_key: X25519 key to which shares and sketches are sealed, so that the broker learns nothing from them.
         revocations: Newest revocation list version the aggregator knows.
+        succession: How often the operator's key has changed: who goes by another one takes no part.
     """
 
     epoch: Count
@@ -160,6 +161,7 @@ class Manifest(Payload, frozen=True, kw_only=True):
     a_min: Annotated[int, msgspec.Meta(ge=0, le=ROSTER_MAX)] = 0
     delta: Delta | None = None
     revocations: Count = 0
+    succession: Count = 0
 
 
 class RevocationHead(Payload, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ import msgspec
 
 from covey_protocol import envelope, identity, masking, topics
 from covey_protocol.errors import RefusedError
+from covey_protocol.identity import NO_FORMER, Former
 from covey_protocol.masking import PairParty
 from covey_protocol.messages import Join, Manifest, Roster
 from covey_protocol.payload import Count, Digest, Payload, prepare, read
@@ -89,13 +90,15 @@ class CheckedRound:
         return envelope.verify(self.opened.matches(data), context, member.key)
 
 
-def check_round(place: ProofRound, names: frozenset[str], *, operator_key: bytes, fleet: str) -> CheckedRound:
+def check_round(
+    place: ProofRound, names: frozenset[str], *, operator_key: bytes, fleet: str, former: Former = NO_FORMER
+) -> CheckedRound:
     """Check that manifest, roster and the joins of some members belong together and to these members.
 
     Args:
         place: The round.
         names: The members whose joins matter.
-        operator_key, fleet: What the identity chains have to lead to.
+        operator_key, fleet, former: What the identity chains have to lead to.
 
     Raises:
         PeerError: Naming what does not hold.
@@ -109,7 +112,7 @@ def check_round(place: ProofRound, names: frozenset[str], *, operator_key: bytes
     if len(set(on_it)) < len(on_it):
         raise RefusedError("the roster of the proof names a member twice", cause="proof-roster")
     members = tuple(
-        _check_join(data, name, at, opened, place.grouping, operator_key=operator_key, fleet=fleet)
+        _check_join(data, name, at, opened, place.grouping, operator_key=operator_key, fleet=fleet, former=former)
         for at, (name, data) in enumerate(roster.joins)
         if name in names
     )
@@ -118,11 +121,19 @@ def check_round(place: ProofRound, names: frozenset[str], *, operator_key: bytes
 
 
 def _check_join(
-    data: bytes, name: str, at: int, opened: OpenRound, grouping: bytes, *, operator_key: bytes, fleet: str
+    data: bytes,
+    name: str,
+    at: int,
+    opened: OpenRound,
+    grouping: bytes,
+    *,
+    operator_key: bytes,
+    fleet: str,
+    former: Former,
 ) -> Member:
     message = opened.matches(data)
     join = read(Join, message.payload)
-    who = identity.verify_chain(join.chain, operator_key=operator_key, fleet=fleet, device=name)
+    who = identity.verify_chain(join.chain, operator_key=operator_key, fleet=fleet, device=name, former=former)
     envelope.verify(message, opened.context(fleet, topics.JOIN, name, grouping), who.key)
     masking.check_public_key(join.mask_key, f"masking key of {name!r}")
     return Member(at, name, who.key, who.token, join)

@@ -34,6 +34,7 @@ from typing import Any
 
 from covey_protocol import proof_checks as checks
 from covey_protocol.errors import RefusedError
+from covey_protocol.identity import NO_FORMER, Former
 from covey_protocol.proof_forms import (
     BadShare,
     FalseComplaint,
@@ -79,13 +80,14 @@ _CHECKS: dict[type[Lie], Callable[[str, Any, CheckedRound], str]] = {
 }
 
 
-def verify(data: bytes, *, operator_key: bytes, fleet: str) -> Verdict:
+def verify(data: bytes, *, operator_key: bytes, fleet: str, former: Former = NO_FORMER) -> Verdict:
     """Check a proof. Takes about as long as masking one vector of the round's model.
 
     Args:
         data: The document.
         operator_key: The fleet's anchor, from a source that the reader trusts.
         fleet: The fleet's name.
+        former: Keys that were the anchor before; who was invited under one of them is still there.
 
     Raises:
         PeerError: It does not show what it claims; the message names what does not hold.
@@ -93,7 +95,7 @@ def verify(data: bytes, *, operator_key: bytes, fleet: str) -> Verdict:
     proof = read_proof(data)
     if proof.fleet != fleet:
         raise RefusedError(f"the proof is about fleet {proof.fleet!r}, not {fleet!r}", cause="proof-fleet")
-    place = check_round(proof.round, proof.names(), operator_key=operator_key, fleet=fleet)
+    place = check_round(proof.round, proof.names(), operator_key=operator_key, fleet=fleet, former=former)
     words = _CHECKS[type(proof.lie)](proof.device, proof.lie, place)
     accused = place.member(proof.device)
     return Verdict(

@@ -165,6 +165,28 @@ class Revocations:
         if version:
             self._use(version, read(RevocationList, body, max_bytes=LIST_BYTES_MAX).entries)
 
+    def succeed(self, head: bytes, *, operator_key: bytes, fleet: str) -> bool:
+        """Begin anew under the operator's next key, whatever versions the one before has signed.
+
+        Args:
+            head: The head of the next key's list, or empty if it has none: then nobody is revoked.
+            operator_key, fleet: The next key and the fleet.
+
+        Returns:
+            Whether the entries that are here are the new list's.
+
+        Raises:
+            PeerError: That key did not sign it.
+        """
+        new = verify_head(head, operator_key=operator_key, fleet=fleet) if head else None
+        same = new is not None and self._head is not None and self.wanted is None and self._head.entries == new.entries
+        self._head = new
+        if same and new is not None:
+            self.held = new.version
+        else:
+            self.held, self._by_token, self._keys = 0, {}, {}
+        return same
+
     def check_manifest(self, version: int) -> None:
         """Refuse a round whose manifest names an older list than was seen here.
 

@@ -15,11 +15,12 @@ from covey_protocol.digest import content_digest, digest, short
 from covey_protocol.envelope import Context
 from covey_protocol.epochs import Grouping
 from covey_protocol.errors import RefusedError, StaleError
-from covey_protocol.identity import AGGREGATOR, PinnedKeys
+from covey_protocol.identity import AGGREGATOR, Chain, DeviceIdentity, PinnedKeys
 from covey_protocol.messages import Join, Manifest, Roster
 from covey_protocol.payload import read
 from covey_protocol.policy import Policy
 from covey_protocol.revocation import Revocation, Revocations
+from covey_protocol.succession import Successions
 from covey_protocol.thresholds import accepted_min, threshold
 
 PAIR = "pair"
@@ -38,6 +39,7 @@ class Trust:
         policy: The operator's floors; see there.
         pins: Tokens and the keys they were seen with.
         revocations: What is known of the operator's revocation list.
+        successions: What is known of the operator's keys of before.
     """
 
     fleet: str
@@ -46,6 +48,18 @@ class Trust:
     policy: Policy
     pins: PinnedKeys
     revocations: Revocations = field(default_factory=Revocations)
+    successions: Successions = field(default_factory=Successions)
+
+    def identify(self, chain: Chain, device: str, now: int | None = None) -> DeviceIdentity:
+        """Follow a chain up to the operator's key, or to one of before where that counts; as ``verify_chain``."""
+        return identity.verify_chain(
+            chain,
+            operator_key=self.operator_key,
+            fleet=self.fleet,
+            device=device,
+            now=now,
+            former=self.successions.former,
+        )
 
     def revoked(self, key: bytes, *tokens: bytes) -> Revocation | None:
         """Return the entry of the revocation list that a device falls under, if there is one.
@@ -192,7 +206,7 @@ def check_join(data: bytes, name: str, place: int, *, opened: OpenRound, groupin
     keys = dict(grouping.members)
     message = opened.matches(data)
     join = read(Join, message.payload)
-    who = identity.verify_chain(join.chain, operator_key=trust.operator_key, fleet=trust.fleet, device=name)
+    who = trust.identify(join.chain, name)
     if keys.get(name) not in who.keys:  # it may have changed its key since the epoch began
         raise RefusedError(f"{name!r} joined with a key that is not the epoch's", cause="key")
     trust.pins.check(who)
@@ -263,6 +277,7 @@ def check_roster(
     roster = read(Roster, body)
     if roster.manifest != opened.digest:
         raise RefusedError("the roster was made for another manifest", cause="manifest")
+    trust.successions.check_manifest(opened.manifest.succession)  # one may have come since this device joined
     n, limits = len(roster.joins), opened.manifest
     fewest = max(limits.n_min, trust.policy.roster_min, limits.a_min)
     if not fewest <= n <= limits.n_max:

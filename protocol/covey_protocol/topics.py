@@ -62,6 +62,7 @@ ALERT = "alert"
 DELEGATION = "delegation"
 POLICY = "policy"
 TIME = "time"
+SUCCESSION = "succession"
 
 UP_KINDS = frozenset(
     {
@@ -73,7 +74,7 @@ DOWN_KINDS = frozenset({DEALT, COMPLAINT, HAVE, RECALL, REFUSED, CERTIFICATE, BL
 PUB_KINDS = frozenset(
     {
         *(EPOCH, COMMITMENTS, GROUPS, OPEN, ROSTER, SURVIVORS, ATTEST, ACCEPT, UNMASK, ABORT, CLOSE, BLOB),
-        *(REVOCATIONS, DELEGATION, POLICY, TIME),
+        *(REVOCATIONS, DELEGATION, POLICY, TIME, SUCCESSION),
         ALERT,
     }
 )

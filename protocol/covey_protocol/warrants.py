@@ -10,6 +10,7 @@ Withholding a newer word is all that an aggregator can do: a policy then stays a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from covey_protocol import envelope, identity
@@ -19,6 +20,7 @@ from covey_protocol.errors import LocalError, PeerError, RefusedError, StaleErro
 from covey_protocol.identity import Delegation
 from covey_protocol.policy import verify_policy
 from covey_protocol.roster import Trust
+from covey_protocol.succession import CheckedSuccession
 
 _DELEGATION, _POLICY = "delegation", "policy"
 
@@ -79,6 +81,24 @@ class Warrants:
         if marks:
             self._trust.policy = policy
         return marks
+
+    def succeed(self, found: CheckedSuccession) -> list[Remember]:
+        """Go by the operator's next key, and its first words, from now on; those of the key before are void.
+
+        Returns:
+            What has to be stored, together with the succession itself.
+        """
+        if found.key == self._trust.operator_key:  # it was enrolled under this one, and may know newer words
+            marks = []
+            for take, data in ((self.take_delegation, found.words.delegation), (self.take_policy, found.words.policy)):
+                with contextlib.suppress(PeerError):  # what is older, or rings on a topic of its own
+                    marks += take(data)
+            return marks
+        self._trust.operator_key = found.key
+        self._signed = {_DELEGATION: found.words.delegation, _POLICY: found.words.policy}
+        self.delegation, self._trust.policy = found.delegation, found.policy
+        self._trust.aggregator_key = found.delegation.aggregator_key
+        return [Remember(key, data) for key, data in self._signed.items()]
 
     def expired(self, now: int) -> bool:
         """Whether the aggregator's delegation has run out."""

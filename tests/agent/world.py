@@ -21,6 +21,7 @@ from nacl.signing import SigningKey
 from tests.agent.enrolled import enrolled
 from tests.protocol.rig import (
     FLEET,
+    OPERATOR,
     SEALING,
     SERVER,
     TASK,
@@ -60,6 +61,7 @@ from covey_protocol.revocation import Revocations
 from covey_protocol.ring import Metrics
 from covey_protocol.roster import Trust, read_open
 from covey_protocol.round_table import DeviceStage, GroupStage
+from covey_protocol.succession import Successions
 
 DEVICE = "pi-0"
 PEERS = ["pi-1", "pi-2", "pi-3", "pi-4"]
@@ -189,6 +191,7 @@ class World:
         serves: Whether they are sent.
         tamper: Called with topic and payload of everything that goes to the agent; returns what arrives.
         revocations: What the aggregator knows of the operator's list.
+        successions, operator_key: What it knows of the operator's keys.
         server: The key that it signs with.
         wall: The agent's wall clock, if its system vouches for it.
         drop: Kinds that never reach the aggregator, with ``/`` for pieces of a transfer.
@@ -220,7 +223,8 @@ class World:
         self.group: GroupRound | None = None
         self.sequences: dict[str, int] = {}
         self.revocations = Revocations()
-        self.server = SERVER
+        self.successions = Successions()
+        self.server, self.operator_key = SERVER, bytes(OPERATOR.verify_key)
         self.wall: int | None = None
         self._queue: deque[Callable[[], None]] = deque()
         self._incoming: dict[bytes, Reassembler] = {}
@@ -327,6 +331,7 @@ class World:
     def trust(self) -> Trust:
         trust = make_trust(revocations=self.revocations)
         trust.aggregator_key = bytes(self.server.verify_key)
+        trust.successions, trust.operator_key = self.successions, self.operator_key
         return trust
 
     def open_epoch(self, epoch: int = 1) -> None:

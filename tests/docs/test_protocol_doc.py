@@ -15,6 +15,7 @@ from covey_protocol.ledger import DeviceLedger
 from covey_protocol.machine import mermaid
 from covey_protocol.payload import Payload, read
 from covey_protocol.policy import Policy
+from covey_protocol.succession import Succession
 
 PAGE = (generate.DOCS / "protocol.md").read_text(encoding="utf-8")
 SOURCES = (generate.DOCS.parent / "protocol" / "covey_protocol").glob("*.py")
@@ -22,7 +23,7 @@ PAYLOADS = {
     name: kind
     for name, kind in vars(messages).items()
     if inspect.isclass(kind) and issubclass(kind, Payload) and kind.__module__ == messages.__name__
-} | {"Delegation": Delegation, "Policy": Policy}
+} | {"Delegation": Delegation, "Policy": Policy, "Succession": Succession}
 
 
 @pytest.mark.parametrize("name", figures.DIAGRAMS)
@@ -88,7 +89,7 @@ def test_every_mark_of_the_ledger_is_described() -> None:
     ledger.take_revoked(entries)
     ledger.take_seed(b"model", b"seed", 8, 0)
     ledger.accept_set(b"model", b"set", "1-s-0", b"members", 0)
-    heads = {key.partition("/")[0] for key in ledger._rows} | {"delegation", "policy", "time"}
+    heads = {key.partition("/")[0] for key in ledger._rows} | {"delegation", "policy", "time", "succession"}
     described = {key.partition("/")[0] for key in re.findall(r"^\| [a-zA-Z ]+ \| `([a-z/{}]+)` \|", PAGE, re.MULTILINE)}
     assert described == heads | {"epoch", "opening", "grouping"}
 

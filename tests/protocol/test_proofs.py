@@ -20,6 +20,7 @@ from covey_protocol.certificates import LEAVES
 from covey_protocol.complaints import KEYS
 from covey_protocol.errors import PeerError, RefusedError
 from covey_protocol.group_attestation import Lied
+from covey_protocol.identity import Former
 from covey_protocol.messages import Assent, Attestation, Complaint, EphemeralKeys, Leaves, Masked, Report, ReportHead
 from covey_protocol.payload import read, write
 from covey_protocol.proof_forms import FalseComplaint, Proof
@@ -405,3 +406,17 @@ def test_fields_that_no_proof_has_are_refused() -> None:
     body = cbor.decode(PROOFS["self-mask"](), max_bytes=1 << 20)
     assert isinstance(body, dict)
     fails(cbor.encode({**body, "note": "trust me"}), "fields that no proof has")
+
+
+def test_a_proof_needs_the_key_that_the_devices_in_it_were_invited_under() -> None:
+    """The operator has changed its key: proofs of before hold under the old one, and under both, wherever it stands."""
+    proof = self_liar().group.proofs[CHEAT]
+    later = bytes(signing_key("next operator").verify_key)
+    with pytest.raises(PeerError):
+        verify(proof, operator_key=later, fleet=FLEET)
+    device = verify(proof, operator_key=ANCHOR, fleet=FLEET).device
+    assert verify(proof, operator_key=later, fleet=FLEET, former=Former((ANCHOR,), None)).device == device == CHEAT
+    token = verify(proof, operator_key=ANCHOR, fleet=FLEET).token
+    assert verify(proof, operator_key=later, fleet=FLEET, former=Former((ANCHOR,), token)).token == token
+    with pytest.raises(PeerError, match="former key"):
+        verify(proof, operator_key=later, fleet=FLEET, former=Former((ANCHOR,)))

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from covey_agent.authority import recall_words
 from covey_agent.connect import link_options
 from covey_agent.doctor import local
 from covey_agent.doctor.findings import Finding, as_json, fail, in_words, ok, skip
@@ -22,7 +23,6 @@ from covey_protocol.identity import PinnedKeys
 from covey_protocol.policy import Policy
 from covey_protocol.revocation import Revocations
 from covey_protocol.roster import Trust
-from covey_protocol.warrants import Warrants
 
 __all__ = ["Finding", "as_json", "examine", "in_words"]
 
@@ -75,7 +75,7 @@ def examine(
         return [*findings, skip("login", text)]
     trust = Trust(home.fleet, home.stored.operator_key, b"", Policy(), PinnedKeys(), Revocations())
     try:
-        Warrants(trust, home.stored.delegation, home.stored.policy, marks)
+        recall_words(trust, home.stored, marks)
         context = tls_context(options)
     except (CoveyError, ValueError) as error:
         return [*findings, fail("login", str(error))]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from covey_agent.authority import recall_words
 from covey_agent.config import FILE as CONFIG_FILE
 from covey_agent.doctor.findings import Finding, fail, ok, skip, warn
 from covey_agent.home import IDENTITY_FILE, KEY_FILE, AgentHome
@@ -23,7 +24,6 @@ from covey_protocol.policy import Policy
 from covey_protocol.revocation import Revocations
 from covey_protocol.roster import Trust
 from covey_protocol.signed_time import DeviceClock
-from covey_protocol.warrants import Warrants
 
 SOON_SECONDS = 30 * 86400
 OFF_SECONDS = 300
@@ -117,7 +117,7 @@ def check_identity(home: AgentHome, marks: dict[str, bytes], now: int) -> list[F
         )
     trust = Trust(home.fleet, stored.operator_key, b"", Policy(), PinnedKeys(), Revocations())
     try:
-        warrants = Warrants(trust, stored.delegation, stored.policy, marks)
+        warrants = recall_words(trust, stored, marks)
     except (CoveyError, ValueError) as error:
         return [*found, fail("delegation", f"what was stored of the operator's newer words is damaged: {error}")]
     end = warrants.delegation.not_after
