@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.protocol.rig import (
     FLEET,
@@ -192,6 +192,7 @@ def test_two_lists_of_one_version_are_an_alarm_that_names_the_operators_key() ->
     assert [entry.device for entry in known.entries()] == ["pi-1"]
 
 
+@settings(deadline=None)
 @given(versions=st.lists(st.integers(1, 6), max_size=12), entries=st.booleans())
 def test_what_was_seen_never_goes_back(versions: list[int], entries: bool) -> None:
     known, newest = Revocations(), 0
