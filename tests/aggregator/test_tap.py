@@ -180,6 +180,7 @@ def check_that_the_rounds_were_whole_and_everything_was_recorded(run: Run) -> No
         topics.REVOCATIONS,
         topics.REFUSED,
         topics.RENEW,
+        topics.SUCCESSION,
         topics.CERTIFICATE,
     }
     assert any(name.endswith("covey.db") for name in run.files)
