@@ -118,7 +118,7 @@ def _revoke(
     for token in tokens:
         store.note_revoked(token, name, reason)
     if accepting.shut_out(server, store, [name]):
-        click.echo(f"restart the broker to have it refuse {name} at once: it reads tls/crl.pem when it starts; sessions survive")
+        click.echo(f"the broker refuses {name} once it has loaded tls/crl.pem again: restart it, sessions survive")
     if found is None:
         if known is not None and set(tokens) <= {entry.token for entry in known.entries}:
             click.echo(f"{name} was revoked before: list {known.version}")
