@@ -293,7 +293,9 @@ def check_roster(
         raise RefusedError("the roster names somebody from outside this group", cause="roster")
     if names != sorted(set(names), key=places.__getitem__):
         raise RefusedError("the roster is not in the grouping's order, or repeats a member", cause="roster")
-    if dict(roster.joins).get(own[0]) != own[1]:
+    if own[0] not in names:
+        raise RefusedError("the roster was closed before this device's join had come", cause="roster")
+    if dict(roster.joins)[own[0]] != own[1]:
         raise RefusedError("the roster holds another join of this device than the one it sent", cause="roster")
     members = [
         check_join(data, name, place, opened=opened, grouping=grouping, trust=trust)

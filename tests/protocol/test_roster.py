@@ -213,9 +213,10 @@ def test_a_join_under_another_name(bench: Bench) -> None:
 def test_ones_own_join_replaced_or_left_out(bench: Bench) -> None:
     true = dict(bench.joins)
     bench.forge(ME, sequence=7)
-    bench.refused("roster")
+    assert "another join of this device" in str(bench.refused("roster"))
     bench.joins = true
-    bench.refused("roster", list(true.items())[1:], t=4)
+    late = bench.refused("roster", list(true.items())[1:], t=4)
+    assert "before this device's join had come" in str(late)
 
 
 def test_rosters_below_the_minimum() -> None:
