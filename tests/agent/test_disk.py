@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +15,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.agent.enrolled import enrolled
-from tests.agent.world import BUNDLE, DEVICE, PIECE, World
+from tests.agent.world import DEVICE, PIECE, World, grouped_world
 from tests.protocol.rig import TASK
 
 from covey_agent import cli
-from covey_agent.blobs import BlobStore
 from covey_agent.connect import RunningAgent
 from covey_agent.home import open_home
 from covey_agent.outbox import Outbox
@@ -37,13 +35,8 @@ ASKED_BY = dict(zip(STAGES, [topics.OPEN, topics.ROSTER, topics.DEALT, topics.SU
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
-        world = World(Path(folder))
-        world.open_epoch()
-        BlobStore(world.home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+    with grouped_world(tmp_path) as world:
         yield world
-        world.store.close()
 
 
 def readonly(outbox: Outbox) -> None:

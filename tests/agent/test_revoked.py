@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
-from tests.agent.world import BUNDLE, DEVICE, PIECE, World
+from tests.agent.world import BUNDLE, DEVICE, PIECE, World, grouped_world
 from tests.protocol.rig import FLEET, OPERATOR, SERVER, knowing, revocation_of, revoke
 
 from covey_agent.blobs import BlobStore
@@ -26,13 +25,8 @@ Signed = tuple[bytes, bytes]
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[World]:
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
-        world = World(Path(folder))
-        world.open_epoch()
-        BlobStore(world.home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+    with grouped_world(tmp_path) as world:
         yield world
-        world.store.close()
 
 
 def published(world: World, signed: Signed, *, head: bool = True, entries: bool = True) -> None:

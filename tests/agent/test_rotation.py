@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from click.testing import CliRunner
 from tests.agent.cuts import Cut, PowerCut, steps
 from tests.agent.enrolled import enrolled
 from tests.agent.test_home import everything_in
-from tests.agent.world import BUNDLE, World
+from tests.agent.world import World, grouped_world
 
-from covey_agent.blobs import BlobStore
 from covey_agent.cli import cli
 from covey_agent.home import AgentHome, open_home
 from covey_agent.rotation import confirmed, rotate
@@ -95,13 +93,8 @@ def test_the_command_changes_the_key(home: AgentHome) -> None:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[World]:
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
-        world = World(Path(folder))
-        world.open_epoch()
-        BlobStore(world.home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+    with grouped_world(tmp_path) as world:
         yield world
-        world.store.close()
 
 
 def test_peers_follow_a_new_key_in_the_middle_of_an_epoch_and_the_old_one_is_destroyed(fleet: World) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.agent.world import BUNDLE, DEVICE, PEERS, PIECE, World
+from tests.agent.world import DEVICE, PEERS, PIECE, World, grouped_world
 from tests.protocol.rig import FLEET, OPERATOR, SERVER, make_chain, revocation_of, signing_key
 from tests.protocol.succeeding import FOLLOWERS, THIEF, changed, public
 
-from covey_agent.blobs import BlobStore
 from covey_agent.runtime import Agent
 from covey_agent.store import Store
 from covey_protocol import identity, topics
@@ -31,13 +29,8 @@ State = tuple[bytes, bytes, int, int, int]
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[World]:
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
-        world = World(Path(folder))
-        world.open_epoch()
-        BlobStore(world.home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+    with grouped_world(tmp_path) as world:
         yield world
-        world.store.close()
 
 
 def everybody(world: World, *more: str) -> list[bytes]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.protocol.rig import (
     signing_key,
 )
 
+from covey_agent.blobs import BlobStore
 from covey_agent.home import AgentHome
 from covey_agent.outbox import topic_matches
 from covey_agent.profile import load_profile
@@ -491,3 +493,15 @@ def place_of(data: bytes) -> tuple[str, int, int]:
 def _kind(topic: str) -> str:
     place = topics.parse(topic)
     return place.kind + ("/" if re.search(r"/up/[a-z]+/", topic) else "")
+
+
+@contextlib.contextmanager
+def grouped_world(tmp_path: Path) -> Iterator[World]:
+    """Make a world whose agent is grouped and has the bundle; in memory where it can be, as much is synced."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else tmp_path) as folder:
+        world = World(Path(folder))
+        world.open_epoch()
+        BlobStore(world.home.path / "blobs").put(BUNDLE.digest, BUNDLE.encode())
+        yield world
+        world.store.close()
