@@ -332,7 +332,7 @@ def test_who_teaches_everything_under_one_label_is_found(make: Make) -> None:
     fleet = make(24, wrong)
     fleet.start(rounds=12, group_size=8)
     fleet.run_until(lambda: bool(fleet.last.evidence) or fleet.row().status == "done")
-    # Sketches are drawn anew in every run: one time in ten one of the nineteen others stands out with them.
+    # Sketches are drawn anew in every run: now and then one of the nineteen others stands out with them.
     assert wrong.keys() <= fleet.last.evidence.keys() and len(fleet.last.evidence) <= len(wrong) + 1
 
 
